@@ -32,7 +32,7 @@ def reader(smollm2_gguf: Path) -> AdapterReader:
     def base() -> Any:
         raise AssertionError("no adapter here asks for the model's own values")
 
-    return AdapterReader(definition, checkpoint.config, base, LoraConfig(max_lora_rank=16), None)
+    return AdapterReader(definition, checkpoint.config, base, LoraConfig(max_lora_rank=16), None, 8192)
 
 
 def permuted(b: Tensor, heads: int) -> Tensor:
@@ -129,7 +129,8 @@ PLAIN = {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B}
         ({}, {"layer_replication": [[0, 4], [2, 5]]}, "layer_replication is not supported"),
         ({}, {"use_qalora": True}, "use_qalora is not supported"),
         ({}, {"kasa_config": {"beta": 1}}, "kasa_config is not supported"),
-        ({}, {"context_length": 16384}, "context_length is not supported"),
+        ({}, {"context_length": 16384}, "2 times the model's 8192 positions, and of --long-lora-sc.* is none"),
+        ({}, {"context_length": "long"}, "context_length is not a number of tokens"),
         ({}, {"rank_pattern": {"q_proj": 2}}, "has the rank 4, and adapter_config.json says 2"),
         ({}, {"alpha_pattern": {"q_proj": "high"}}, "the rank or lora_alpha of .*q_proj is not a number"),
         ({"score.weight": torch.ones(2, HIDDEN)}, {"modules_to_save": ["score"]}, "'.*score.weight'.* no such module"),

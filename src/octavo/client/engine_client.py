@@ -34,6 +34,7 @@ from octavo.text.tokenizers.stop import StopMatcher
 from octavo.text.tokenizers.vocabulary import all_eos_token_ids
 from octavo.wire.messages import (
     Abort,
+    AdapterInfo,
     AddRequest,
     CallResult,
     EngineCoreOutput,
@@ -358,10 +359,9 @@ class EngineClient:
         """Forget every cached block; running requests keep theirs. Raises `ServerError`."""
         await self.call("reset_prefix_cache")
 
-    async def load_adapter(self, key: str, path: str) -> int:
-        """Have the engine read an adapter; the value is the number of tokens that it adds. Raises `ServerError` with
-        what is wrong with its files."""
-        return int(await self.call("load_adapter", key, path) or 0)
+    async def load_adapter(self, key: str, path: str) -> AdapterInfo:
+        """Have the engine read an adapter. Raises `ServerError` with what is wrong with its files."""
+        return msgspec.convert(await self.call("load_adapter", key, path), AdapterInfo)
 
     async def drop_adapter(self, key: str) -> None:
         """No request comes with this adapter any more; those that have it go on."""

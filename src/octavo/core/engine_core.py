@@ -273,7 +273,7 @@ class EngineCore:
         return {request.adapter for request in self.scheduler.requests.values()}
 
     def _load_adapter(self, message: Call) -> None:
-        """The call's result, the number of tokens that it adds, comes when the host keeps the adapter, or cannot."""
+        """The call's result, an `AdapterInfo`, comes when the host keeps the adapter, or cannot."""
         key, path = message.args
         if not self.scheduler.takes_adapters:
             self._send(CallResult(message.call_id, error="The engine was started without --enable-lora."))
@@ -282,7 +282,7 @@ class EngineCore:
             key,
             path,
             -1 - message.call_id,
-            lambda error: self._send(CallResult(message.call_id, self.adapters.num_extra(key), error=error)),
+            lambda error: self._send(CallResult(message.call_id, self.adapters.info(key), error=error)),
         )
 
     def _add(self, message: AddRequest, matcher: Matcher | None = None) -> None:

@@ -26,6 +26,7 @@ from octavo.base.errors import (
 )
 from octavo.files.adapters import adapter_in, resolve_adapter
 from octavo.served.voice import Voice
+from octavo.wire.messages import AdapterInfo
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ _MAX_NAME_CHARS: Final = 256
 class AdapterEngine(Protocol):
     """What of `parts.Engine` is about adapters."""
 
-    async def load_adapter(self, key: str, path: str) -> int: ...
+    async def load_adapter(self, key: str, path: str) -> AdapterInfo: ...
 
     async def drop_adapter(self, key: str) -> None: ...
 
@@ -55,9 +56,9 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class AdapterFacts:
-    """`num_extra`: tokens that it adds to the model's. `voice`: None: texts become tokens as the model's do."""
+    """`voice`: None: texts become tokens as the model's do."""
 
-    num_extra: int = 0
+    info: AdapterInfo
     voice: Voice | None = None
 
 
@@ -146,8 +147,8 @@ class Adapters:
 
     async def _load(self, adapter: Adapter) -> AdapterFacts:
         try:
-            num_extra = await self._engine.load_adapter(adapter.key, adapter.path)
-            facts = AdapterFacts(num_extra, await self._voice(adapter))
+            info = await self._engine.load_adapter(adapter.key, adapter.path)
+            facts = AdapterFacts(info, await self._voice(adapter))
         except (ServerError, InvalidRequest) as exc:
             if self._by_name.get(adapter.name) is adapter:
                 del self._by_name[adapter.name]

@@ -158,6 +158,9 @@ class ServedModel:
         )
 
     def __post_init__(self) -> None:
+        self.engine_info = self.info
+        if 0 < self.info.num_positions < self.info.max_model_len:  # more is for adapters that know them
+            self.info = msgspec.structs.replace(self.info, max_model_len=self.info.num_positions)
         self.num_ids = self.info.vocab_size  # of tokens that requests may name
         self.eos_token_ids: tuple[int, ...] = ()  # of an adapter's own tokenizer; (): the model's
         self.texts = TokenTexts(self.tokenizer)
@@ -223,13 +226,15 @@ class ServedModel:
             facts = await self.adapters.ready(self.adapter)
         except InvalidRequest as exc:
             raise InvalidRequest(exc.message, "model") from None
-        voice, self.num_ids = facts.voice, self.info.vocab_size + facts.num_extra
+        voice, self.num_ids = facts.voice, self.info.vocab_size + facts.info.num_extra
+        if facts.info.context_length:
+            self.info = msgspec.structs.replace(self.engine_info, max_model_len=facts.info.context_length)
         if voice is not None and self.tokenizer is not voice.tokenizer:
             self.tokenizer, self.renderer = voice.tokenizer, voice.renderer
             self.texts = TokenTexts(self.tokenizer)
             self.eos_token_ids = all_eos_token_ids(voice.tokenizer, self.info, self.num_ids)
             self._breakers = BreakerTokens(self.tokenizer, self.renderer, self.num_ids)
-        self.prompts = self.prompts.speaking(self.renderer, self.num_ids)
+        self.prompts = self.prompts.speaking(self.renderer, self.info, self.num_ids)
 
     @property
     def adapter_fields(self) -> dict[str, Any]:

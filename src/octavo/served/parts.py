@@ -12,6 +12,7 @@ from octavo.client.generation import Detokenizer, GenerationDelta
 from octavo.client.sleep_mode import SleepMode
 from octavo.text.formats.base import ReasoningFormat, ToolFormat
 from octavo.text.grammars.tool_grammar import SpecialTokens
+from octavo.wire.messages import AdapterInfo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,9 +66,8 @@ class Engine(Protocol):
         """Forget every cached block. Raises `ServerError`."""
         ...
 
-    async def load_adapter(self, key: str, path: str) -> int:
-        """Have the engine read an adapter; the value is the number of tokens that it adds. Raises `ServerError` with
-        what is wrong with its files."""
+    async def load_adapter(self, key: str, path: str) -> AdapterInfo:
+        """Have the engine read an adapter. Raises `ServerError` with what is wrong with its files."""
         ...
 
     async def drop_adapter(self, key: str) -> None:

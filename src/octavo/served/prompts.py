@@ -76,10 +76,10 @@ class PromptMaker:
         self._templates = _Queued()
         self._num_ids = info.vocab_size
 
-    def speaking(self, renderer: Renderer | None, num_ids: int) -> PromptMaker:
-        """The same, in the same threads, for an adapter with a renderer or tokens of its own."""
+    def speaking(self, renderer: Renderer, info: EngineInfo, num_ids: int) -> PromptMaker:
+        """The same, in the same threads, for an adapter with a renderer, a context or tokens of its own."""
         made = copy.copy(self)
-        made._renderer, made._num_ids = renderer or self._renderer, num_ids
+        made._renderer, made._info, made._num_ids = renderer, info, num_ids
         return made
 
     def close(self) -> None:

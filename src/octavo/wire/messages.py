@@ -137,6 +137,7 @@ class EngineInfo(Message, frozen=True, gc=False):
     #: Tokens of a prompt see each other: a step computes all of them, and no other prompt begins with the same.
     prompts_stay_whole: bool = False
     caches_output: bool = True  # blocks of generated tokens may serve other requests: they are what a prompt's would be
+    num_positions: int = 0  # that it knows without an adapter; 0: all of `max_model_len`
     extra_tokens: int = 0  # ids behind the vocabulary, for tokens that adapters add
     max_loras: int = 0  # adapters in one step; 0: the engine takes none
     pooling: PoolingInfo | None = None  # it gives vectors and generates nothing
@@ -252,6 +253,13 @@ class EngineCoreOutputs(Message, frozen=True, gc=False):
     outputs: list[EngineCoreOutput]
     stats: SchedulerStats
     timestamp: float = 0.0  # time.monotonic() when the step ended
+
+
+class AdapterInfo(Message, frozen=True, gc=False):
+    """What requests with an adapter may do beyond others. `context_length`: 0: the model's."""
+
+    num_extra: int = 0  # tokens that it adds to the model's
+    context_length: int = 0
 
 
 class CallResult(Message, frozen=True, gc=False):

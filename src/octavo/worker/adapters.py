@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.base.config import LoraConfig, ModelConfig
+from octavo.base.config import EngineConfig, LoraConfig
 from octavo.base.errors import InvalidConfig
 from octavo.device.base import Device
 from octavo.models.adapters.adapter import AdapterReader
 from octavo.models.adapters.fitting import Adapter, ReadBase, TableDelta
+from octavo.models.adapters.long_context import LongRopes, long_ropes, long_tables, with_long_ropes
 from octavo.models.adapters.targets import lora_targets, make_banks, with_deltas
 from octavo.models.bridge.declare import BridgedDefinition
 from octavo.models.checkpoint import Checkpoint
@@ -28,6 +29,7 @@ from octavo.ops.lora import bank_name
 from octavo.ops.operations import LoraDelta
 from octavo.ops.table import Ops
 from octavo.quant.packed import as_floats
+from octavo.wire.messages import AdapterInfo
 from octavo.wire.step import SchedulerOutput
 from octavo.worker.input_batch import HostBatch, InputBatch
 
@@ -36,9 +38,9 @@ logger = logging.getLogger("octavo.worker")
 _AUTO: Final = "auto"
 
 
-def with_adapters(loaded: LoadedModel, config: LoraConfig, ops: Ops, max_num_batched_tokens: int) -> LoadedModel:
+def with_adapters(loaded: LoadedModel, config: EngineConfig, ops: Ops, max_num_batched_tokens: int) -> LoadedModel:
     """The model with a place for adapters behind each product. Raises InvalidConfig where it can have none."""
-    if not config.enable_lora:
+    if not config.lora.enable_lora:
         return loaded
     definition = loaded.model.definition
     if isinstance(definition, BridgedDefinition):
@@ -47,19 +49,32 @@ def with_adapters(loaded: LoadedModel, config: LoraConfig, ops: Ops, max_num_bat
         raise InvalidConfig("--enable-lora: models with an encoder take no adapters yet.")
     if definition.spec.bidirectional:
         raise InvalidConfig("--enable-lora: models whose tokens see all of their text take no adapters yet.")
-    definition = with_deltas(definition, config.lora_extra_vocab_size)
+    definition = with_deltas(definition, config.lora.lora_extra_vocab_size)
+    if config.lora.long_lora_scaling_factors:
+        definition = with_long_ropes(definition)
     weights = with_banks(definition, loaded.weights, config, ops)
     return replace(loaded, model=transformer(definition, ops, weights, max_num_batched_tokens), weights=weights)
 
 
-def with_banks(definition: Definition, weights: Mapping[str, Any], config: LoraConfig, ops: Ops) -> Mapping[str, Any]:
-    """`weights`, with empty places for adapters where the program wants them and they are not there."""
+def with_banks(definition: Definition, weights: Mapping[str, Any], config: EngineConfig, ops: Ops) -> Mapping[str, Any]:
+    """`weights`, with empty places for adapters, and tables for their contexts, where the program wants them and they
+    are not there."""
     if not any(isinstance(op, LoraDelta) for op in definition.program.ops):
         return weights
     if bank_name(lora_targets(definition)[0].weight) in weights:
         return weights
-    dtype = _dtype(config) or ops.activation_dtype
-    return {**weights, **make_banks(definition, ops, config.max_loras, config.max_lora_rank, dtype)}
+    lora = config.lora
+    dtype = _dtype(lora) or ops.activation_dtype
+    banks = make_banks(definition, ops, lora.max_loras, lora.max_lora_rank, dtype)
+    ropes = ropes_of(definition, config)
+    return {**weights, **banks, **({} if ropes is None else long_tables(definition, weights, ropes))}
+
+
+def ropes_of(definition: Definition, config: EngineConfig) -> LongRopes | None:
+    """None: all contexts are the model's."""
+    factors = config.lora.long_lora_scaling_factors
+    longest = config.model.max_model_len or definition.spec.default_positions
+    return long_ropes(factors, definition.spec.max_position_embeddings, longest) if factors else None
 
 
 def bank_bytes(definition: Definition, config: LoraConfig, ops: Ops) -> int:
@@ -81,25 +96,27 @@ def _dtype(config: LoraConfig) -> torch.dtype | None:
 class AdapterStore:
     """The adapters that the host keeps, by their keys. `read` runs in a thread beside the steps."""
 
-    def __init__(self, definition: Definition, model: ModelConfig, config: LoraConfig, checkpoint: Checkpoint) -> None:
+    def __init__(self, definition: Definition, config: EngineConfig, checkpoint: Checkpoint) -> None:
         def base() -> ReadBase:
-            tensors = tensors_of(definition, open_checkpoint(model))
+            tensors = tensors_of(definition, open_checkpoint(config.model))
 
             def read(tensor: TensorDecl) -> Tensor:
                 return as_floats(tensors.get(tensor)).to(torch.float32)
 
             return read
 
-        self._reader = AdapterReader(definition, checkpoint.config, base, config, _dtype(config))
+        longest = config.model.max_model_len or definition.spec.default_positions
+        lora, values = config.lora, checkpoint.config
+        self._reader = AdapterReader(definition, values, base, lora, _dtype(lora), longest)
         self._kept: dict[str, Adapter] = {}
 
-    def read(self, key: str, path: str) -> int:
-        """The number of tokens that it adds. Raises CheckpointError for files that are missing, damaged, or do not fit
+    def read(self, key: str, path: str) -> AdapterInfo:
+        """Raises CheckpointError for files that are missing, damaged, or do not fit
         the model."""
         adapter = self._reader.read(path)
         self._kept[key] = adapter
         logger.info("adapter %s: %d products, %.1f MiB", path, len(adapter.weights), adapter.num_bytes / 2**20)
-        return adapter.num_extra
+        return AdapterInfo(adapter.num_extra, adapter.context_length)
 
     def drop(self, key: str) -> None:
         self._kept.pop(key, None)
@@ -111,7 +128,10 @@ class AdapterStore:
 class AdapterSlots:
     """Puts adapters into the slots that a plan names, and lets the rows of a step find them."""
 
-    def __init__(self, model: Transformer, ops: Ops, device: Device, store: AdapterStore, num_slots: int) -> None:
+    def __init__(self, model: Transformer, ops: Ops, device: Device, store: AdapterStore, config: EngineConfig) -> None:
+        num_slots = config.lora.max_loras
+        self._ropes = ropes_of(model.definition, config)
+        self._starts = np.zeros(num_slots, np.int32)  # of the tables of their positions
         self._model, self._ops, self._device, self._store = model, ops, device, store
         self._banks = {
             target.weight.name: model.weights[bank_name(target.weight)] for target in lora_targets(model.definition)
@@ -130,6 +150,7 @@ class AdapterSlots:
         self._model.heads.pop(slot, None)
         self._model.head_deltas.discard(slot)
         self._tables.pop(slot, None)
+        self._starts[slot] = 0 if self._ropes is None else self._ropes.start(adapter.long_factor)
         self._model.extra_heads.pop(slot, None)
         if adapter.extra_head is not None:
             head = self._ops.pack_output(self._device.upload_weight(adapter.extra_head), None)
@@ -142,13 +163,18 @@ class AdapterSlots:
             self._tables[slot] = _on_device(adapter.embedding, self._device)
 
     def is_plain(self, slots: np.ndarray) -> bool:
-        """Whether the adapters of these slots, int32, change neither the embedding nor the output matrix: a captured
-        step has no place for that."""
-        special = {*self._tables, *self._model.heads, *self._model.head_deltas, *self._model.extra_heads}
+        """Whether the adapters of these slots, int32, change neither the embedding nor the output matrix nor positions:
+        a captured step has no place for that."""
+        model, moved = self._model, self._starts.nonzero()[0].tolist()
+        special = {*self._tables, *model.heads, *model.head_deltas, *model.extra_heads, *moved}
         return not special or special.isdisjoint(slots.tolist())
 
     def place(self, batch: InputBatch, host: HostBatch) -> None:
-        """Let the step's tokens whose adapters change the embedding read what those say. Rows of media stay."""
+        """Let the step's tokens whose adapters change the embedding read what those say, and those with a context of
+        their own find its positions. Rows of media stay."""
+        if host.adapter_slots is not None and self._starts.any():
+            starts = np.where(host.adapter_slots < 0, 0, self._starts[host.adapter_slots])
+            (batch.position_parts,) = self._device.upload((host.positions + starts).astype(np.int32)[None])
         if not self._tables or host.adapter_slots is None:
             return
         wanted = np.isin(host.adapter_slots, list(self._tables))

@@ -25,6 +25,12 @@ class LoraConfig:
     lora_dtype: Literal["auto", "float16", "bfloat16", "float32"] = opt(
         "auto", "Data type of adapters; auto: as they are stored, on a GPU that of the activations."
     )
+    long_lora_scaling_factors: list[float] = opt(
+        list,
+        "Factors, above 1, by which adapters may lengthen the model's context; each takes a table of positions. An "
+        "adapter's own follows from `context_length` in its configuration.",
+        above=1.0,
+    )
     lora_target_modules: list[str] = opt(
         list,
         "Modules that adapters may change, by the ends of their names, such as q_proj; adapters of others are refused. "

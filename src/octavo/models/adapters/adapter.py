@@ -29,6 +29,7 @@ class AdapterReader:
         base: Callable[[], ReadBase],
         limits: LoraConfig,
         dtype: torch.dtype | None,
+        max_model_len: int,
     ) -> None:
         """`config`: the model's, in Hugging Face's form. `base` opens the model's files. `dtype`: of the adapters'
         matrices; None: as they are stored."""
@@ -43,7 +44,13 @@ class AdapterReader:
         spec = definition.spec
         table = spec.vocab_size, spec.embedding_size or spec.hidden_size
         self._fit = Fit(
-            targets=targets(definition), table=table, is_tied=spec.tie_word_embeddings, limits=limits, dtype=dtype
+            targets=targets(definition),
+            table=table,
+            positions=spec.max_position_embeddings,
+            max_model_len=max_model_len,
+            is_tied=spec.tie_word_embeddings,
+            limits=limits,
+            dtype=dtype,
         )
         self._base = base
 

@@ -49,6 +49,8 @@ class Adapter:
     embedding: TableDelta | None = None
     head: Tensor | None = None
     extra_head: Tensor | None = None
+    long_factor: float = 1.0  # of its positions
+    context_length: int = 0  # that it was made for; 0: the model's
 
     @property
     def num_extra(self) -> int:
@@ -72,10 +74,12 @@ class Adapter:
 @dataclass(frozen=True, kw_only=True)
 class Fit:
     """What adapters must fit. `dtype`: of their matrices; None: as they are stored. `table`: rows and columns of the
-    embedding."""
+    embedding. `positions`: of the model; `max_model_len`: of what is served."""
 
     targets: Mapping[str, Target]
     table: tuple[int, int]
+    positions: int
+    max_model_len: int
     is_tied: bool  # the output matrix to the embedding
     limits: LoraConfig
     dtype: torch.dtype | None
@@ -107,7 +111,22 @@ class Fitting:
                 of_experts = weights.setdefault(name, {})
                 assert isinstance(of_experts, dict)
                 of_experts[expert] = found
-        return Adapter(weights, self._embedding, self._head, self._extra_head)
+        factor, length = self._context()
+        return Adapter(weights, self._embedding, self._head, self._extra_head, factor, length)
+
+    def _context(self) -> tuple[float, int]:
+        """The factor of its positions, and how long contexts may be; 0: as the model's."""
+        length, factors = self._files.context_length, self._fit.limits.long_lora_scaling_factors
+        factor = float(-(-length // self._fit.positions))
+        if factor <= 1.0:
+            return 1.0, 0
+        if factor not in factors:
+            known = ", ".join(map(str, factors)) or "none"
+            raise CheckpointError(
+                f"{self._source}: adapter_config.json: context_length {length} is {factor:g} times the model's "
+                f"{self._fit.positions} positions, and of --long-lora-scaling-factors there is {known}"
+            )
+        return factor, min(length, self._fit.max_model_len)
 
     def _add(self, name: str, module: Module) -> None:
         where = next(value[0] for value in _values(module))

@@ -33,6 +33,7 @@ class AdapterFiles:
     source: str
     is_gguf: bool = False
     peft_version: tuple[int, int] = (0, 0)  # that wrote them; (0, 0): they do not say
+    context_length: int = 0  # that it was made for; 0: the model's
     modules: dict[str, Module] = field(default_factory=dict)
     #: Rows of tokens that are added, where they stand apart: of the embedding, and of the output matrix.
     new_rows: dict[str, Named] = field(default_factory=dict)

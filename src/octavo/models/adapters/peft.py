@@ -24,7 +24,7 @@ _FILES: Final[dict[str, type[SafetensorsFile] | type[TorchFile]]] = {
 #: Settings that change what an adapter computes, or where, in ways that octavo has not.
 _REFUSED: Final = (
     "alora_invocation_tokens", "layer_replication", "megatron_config", "trainable_token_indices", "use_qalora",
-    "use_bdlora", "arrow_config", "monteclora_config", "kasa_config", "context_length", "kappa_tuner_config",
+    "use_bdlora", "arrow_config", "monteclora_config", "kasa_config", "kappa_tuner_config",
     "velora_config",
 )  # fmt: skip
 _PREFIX: Final = re.compile(r"^base_model\.(model\.)?")
@@ -51,7 +51,11 @@ def read_peft(directory: Path) -> AdapterFiles:
     config = read_json(directory / CONFIG_NAME)
     _check(config, directory)
     version = re.match(r"(\d+)\.(\d+)", str(config.get("peft_version")))
-    files = AdapterFiles(str(directory), peft_version=(int(version[1]), int(version[2])) if version else (0, 0))
+    files = AdapterFiles(
+        str(directory),
+        peft_version=(int(version[1]), int(version[2])) if version else (0, 0),
+        context_length=config.get("context_length") or 0,
+    )
     file = _open(directory)
     named = {name: _meaning(_PREFIX.sub("", name), directory, name) for name in file.names()}
     parameters = _parameters(config, {module for module, kind in named.values() if kind in ("A", "B")}, directory)
@@ -162,6 +166,8 @@ def _check(config: Mapping[str, Any], directory: Path) -> None:
     for name in _REFUSED:
         if config.get(name):
             raise CheckpointError(f"{directory}: {CONFIG_NAME}: {name} is not supported")
+    if type(config.get("context_length") or 0) is not int:
+        raise CheckpointError(f"{directory}: {CONFIG_NAME}: context_length is not a number of tokens")
     if type(config.get("r")) is not int or config["r"] < 1:
         raise CheckpointError(f"{directory}: {CONFIG_NAME}: r is not a rank")
 
