@@ -118,6 +118,7 @@ class TowerSpec:
     hidden_size: int
     num_positions: int  # of the table; that of the class token is the first. 0: there is none
     layers: tuple[Layer, ...]
+    channels_last: bool = False  # a patch's values are by line, column and channel; else by channel, line and column
     has_class_token: bool = False  # in front of the patches of each picture
     keeps_class: bool = False  # its row is the first of a picture's
     patch_bias: bool = True
@@ -127,6 +128,7 @@ class TowerSpec:
     merge: int = 1  # so many rows, one behind the other, are one row of the projector
     merge_kind: MergeKind = "rows"
     projector: ProjectorSpec = ProjectorSpec()
+    is_projected: bool = True  # else there is no projector: its rows are the language model's
     is_interpolated: bool = False  # positions lie between rows of the table, which are mixed
     windowed: frozenset[int] = frozenset()  # layers whose rows see those of their part of the picture alone
     #: Layers whose rows, behind a projector each, are added to the language model's behind its first layers.

@@ -101,6 +101,8 @@ def _head(build: Builder, spec: TowerSpec, rows: Buffer, width: int) -> Buffer:
     if spec.post_norm is not None:
         rows = build.norm(rows, spec.post_norm, f"{ROOM}.post_norm", "v.post_ln")
     rows = _merged(build, spec, rows)
+    if not spec.is_projected:
+        return rows
     return _projected(build, spec.projector, rows, width, f"{ROOM}.projector", spec.hidden_size)
 
 

@@ -110,6 +110,8 @@ class MediaEncoder:
         [parts, S, P]; `levels` float32 [3, 256]."""
         num_sequences, length, width = patches.shape
         values = np.take(levels, patches + np.repeat(np.arange(3, dtype=np.int32) * 256, width // 3))
+        if self._spec.channels_last:
+            values = values.reshape(num_sequences, length, 3, width // 3).swapaxes(2, 3).reshape(values.shape)
         if self._spec.frames > 1:  # a picture stands still
             still = values.reshape(num_sequences, length, 3, 1, width // 3)
             values = np.repeat(still, self._spec.frames, 3)

@@ -7,6 +7,7 @@ from typing import Any
 
 from octavo.base.errors import CheckpointError
 from octavo.text.media import images
+from octavo.text.media.fuyu import FuyuProcessor
 from octavo.text.media.idefics3 import Idefics3Processor
 from octavo.text.media.internvl import InternVLProcessor
 from octavo.text.media.llava_next import LlavaNextProcessor
@@ -199,6 +200,17 @@ def _llava_next(
     )
 
 
+def _fuyu(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    return FuyuProcessor(
+        settings,
+        placeholder_id=_placeholder_id(config, token_id, FuyuProcessor.placeholder),
+        patch_size=int(config.get("patch_size", 30)),
+        end_id=token_id("<0x04>"),
+    )
+
+
 _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "LlavaForConditionalGeneration": _llava,
     "Idefics3ForConditionalGeneration": _idefics3,
@@ -212,4 +224,5 @@ _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "LlavaNextForConditionalGeneration": _llava_next,
     "Mistral3ForConditionalGeneration": _pixtral,
     "InternVLForConditionalGeneration": _internvl,
+    "FuyuForCausalLM": _fuyu,
 }

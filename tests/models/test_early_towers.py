@@ -1,0 +1,120 @@
+"""Fuyu, BLIP-2 and Chameleon, against transformers in float32, on tiny random models: `test_towers` of models whose
+pictures become rows in a way of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.harness import Engine
+from models.test_towers import IMAGE, Case, pixels
+from octavo.ops.run import Runner
+from octavo.ops.table import Ops, bind
+from octavo.text.media.table import media_processor
+from octavo.worker import worker as worker_module
+
+PERSIMMON: dict[str, Any] = {
+    "model_type": "persimmon", "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 2048, "bos_token_id": None, "eos_token_id": None,
+}  # fmt: skip
+#: Architecture, configuration, settings of the image processor.
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "fuyu": (
+        "FuyuForCausalLM",
+        {"text_config": PERSIMMON, "image_token_id": IMAGE, "patch_size": 6},
+        {"size": {"height": 18, "width": 36}, "patch_size": {"height": 6, "width": 6}},
+    ),
+}  # fmt: skip
+
+
+class EarlyCase(Case):
+    """As `Case`, of models whose configurations are of another form."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        import transformers
+
+        self.family, options, self.settings = CASES[name]
+        torch.manual_seed(0)
+        model = getattr(transformers, self.family)
+        self.model = model(model.config_class(**options)).eval().float()
+        for parameter in self.model.parameters():  # wide, so that a wrong row shows
+            parameter.data = torch.randn_like(parameter) * (0.6 if parameter.dim() > 1 else 0.3) * 0.5
+        self.model.save_pretrained(path)
+        self.path, self.engine = path, Engine(path)
+        found = media_processor(json.loads((path / "config.json").read_text()), self.settings, lambda text: None)
+        assert found is not None
+        self.processor = found
+
+    def inputs(self, images: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.cat([_fuyu_patches(image, self.settings) for image in images])}
+
+
+def _fuyu_patches(image: np.ndarray, settings: dict[str, Any]) -> torch.Tensor:
+    """As `FuyuProcessor` makes them of what its image processor gives."""
+    from transformers.models.fuyu.image_processing_pil_fuyu import FuyuImageProcessorPil
+
+    processor = FuyuImageProcessorPil(**settings)
+    found = processor([image], return_tensors="pt")
+    side = settings["patch_size"]["height"]
+    canvas = found["images"][0][0]
+    height, width = (
+        min(limit, -(-int(found[f"image_unpadded_{name}s"][0][0]) // side) * side)
+        for limit, name in zip(canvas.shape[-2:], ("height", "width"), strict=True)
+    )
+    return torch.as_tensor(processor.patchify_image(np.asarray(canvas[..., :height, :width])))
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EarlyCase:
+    return EarlyCase(tmp_path_factory.mktemp("tower"), request.param)
+
+
+def test_a_prompt_with_pictures_is_scored_as_transformers_scores_it(case: EarlyCase) -> None:
+    images = [pixels(30, 20, 1), pixels(16, 16, 2), pixels(7, 50, 3)]
+    ids, media = case.prompt(images)
+    found, tokens = case.reply(ids, media)
+    logprobs = case.expected(ids, images)
+    expected = logprobs[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=2e-3)
+    assert tokens[0] == int(logprobs[-1].argmax())
+
+
+def test_a_picture_in_chunks_is_the_same_bit_for_bit(case: EarlyCase) -> None:
+    ids, media = case.prompt([pixels(30, 20, 1), pixels(40, 40, 2)])
+    whole = case.reply(ids, media)
+    assert case.reply(ids, media, max_num_batched_tokens=7, max_num_prefill_tokens=7) == whole
+    assert case.reply(ids, media, media_step_rows=1, media_cache_rows=1) == whole
+
+
+def test_operations_one_by_one_are_the_native_program(case: EarlyCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bound(*args: Any, **options: Any) -> Ops:
+        return dataclasses.replace(bind(*args, **options), program_runner=Runner)
+
+    monkeypatch.setattr(worker_module, "bind", bound)
+    engine = Engine(case.path)
+    ids, media = case.prompt([pixels(30, 20, 1), pixels(16, 16, 2)])
+    assert case.reply(ids, media, engine=engine) == case.reply(ids, media)
+
+
+@pytest.mark.parametrize("case", ["fuyu"], indirect=True)
+def test_fuyus_released_files_are_of_one_part_and_older_names(case: EarlyCase, tmp_path: Path) -> None:
+    config = json.loads((case.path / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    flat = {**text, **config, "rope_theta": rope["rope_theta"], "rope_scaling": None}
+    (tmp_path / "config.json").write_text(json.dumps(flat))
+    tensors = {}
+    for name, tensor in load_file(case.path / "model.safetensors").items():
+        older = name.removeprefix("model.").replace("language_model.", "language_model.model.")
+        tensors[older.replace("lm_head", "language_model.lm_head")] = tensor
+    save_file(tensors, tmp_path / "model.safetensors")
+    ids, media = case.prompt([pixels(30, 20, 1)])
+    assert case.reply(ids, media, engine=Engine(tmp_path)) == case.reply(ids, media)
