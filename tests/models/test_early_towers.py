@@ -17,21 +17,52 @@ from safetensors.torch import load_file, save_file
 
 from engine.harness import Engine
 from models.test_towers import IMAGE, Case, pixels
+from octavo.base.errors import CheckpointError
+from octavo.base.params import SamplingParams
+from octavo.models.registry import model_spec
 from octavo.ops.run import Runner
 from octavo.ops.table import Ops, bind
 from octavo.text.media.table import media_processor
+from octavo.wire.messages import AddRequest
 from octavo.worker import worker as worker_module
 
 PERSIMMON: dict[str, Any] = {
     "model_type": "persimmon", "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
     "num_attention_heads": 4, "max_position_embeddings": 2048, "bos_token_id": None, "eos_token_id": None,
 }  # fmt: skip
+BLIP2: dict[str, Any] = {
+    "num_query_tokens": 5,
+    "text_config": {
+        "model_type": "opt", "vocab_size": 96, "hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 2048, "word_embed_proj_dim": 64, "bos_token_id": None,
+        "eos_token_id": None, "pad_token_id": 1,
+    },
+    "vision_config": {
+        "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16,
+        "patch_size": 4,
+    },
+    "qformer_config": {
+        "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 2,
+        "encoder_hidden_size": 48,
+    },
+}  # fmt: skip
+BLIP = {"size": {"height": 16, "width": 16}}
 #: Architecture, configuration, settings of the image processor.
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "fuyu": (
         "FuyuForCausalLM",
         {"text_config": PERSIMMON, "image_token_id": IMAGE, "patch_size": 6},
         {"size": {"height": 18, "width": 36}, "patch_size": {"height": 6, "width": 6}},
+    ),
+    "blip2": ("Blip2ForConditionalGeneration", {**BLIP2, "image_token_index": IMAGE}, BLIP),
+    "blip2-all-layers-cross-no-bias": (
+        "Blip2ForConditionalGeneration",
+        {
+            **BLIP2, "image_token_index": IMAGE, "num_query_tokens": 70,
+            "vision_config": {**BLIP2["vision_config"], "qkv_bias": False, "hidden_act": "quick_gelu"},
+            "qformer_config": {**BLIP2["qformer_config"], "cross_attention_frequency": 1},
+        },
+        BLIP,
     ),
 }  # fmt: skip
 
@@ -55,6 +86,11 @@ class EarlyCase(Case):
         self.processor = found
 
     def inputs(self, images: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        if self.family == "Blip2ForConditionalGeneration":
+            from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+            found = BlipImageProcessorPil(**self.settings)(list(images), return_tensors="pt")
+            return {"pixel_values": found["pixel_values"]}
         return {"pixel_values": torch.cat([_fuyu_patches(image, self.settings) for image in images])}
 
 
@@ -95,6 +131,16 @@ def test_a_picture_in_chunks_is_the_same_bit_for_bit(case: EarlyCase) -> None:
     assert case.reply(ids, media, media_step_rows=1, media_cache_rows=1) == whole
 
 
+def test_pictures_are_the_same_alone_and_in_company(case: EarlyCase) -> None:
+    prompts = [case.prompt([pixels(30, 20 + 3 * n, n)], range(3, 3 + n)) for n in (1, 2, 3)]
+    params = SamplingParams(temperature=0.0, max_tokens=3, prompt_logprobs=0)
+    requests = [AddRequest(n, ids, params, media=media) for n, (ids, media) in enumerate(prompts, 1)]
+    replies = case.engine.run(requests, scheduler=case.engine.scheduler(prefix_caching=False)).replies
+    for number, (ids, media) in enumerate(prompts, 1):
+        found = [each.logprob for each in replies[number].prompt_logprobs]
+        assert (found, replies[number].token_ids) == case.reply(ids, media)
+
+
 def test_operations_one_by_one_are_the_native_program(case: EarlyCase, monkeypatch: pytest.MonkeyPatch) -> None:
     def bound(*args: Any, **options: Any) -> Ops:
         return dataclasses.replace(bind(*args, **options), program_runner=Runner)
@@ -118,3 +164,12 @@ def test_fuyus_files_may_be_of_one_part_and_have_newer_names(case: EarlyCase, tm
     save_file(newer, tmp_path / "model.safetensors")
     ids, media = case.prompt([pixels(30, 20, 1)])
     assert case.reply(ids, media, engine=Engine(tmp_path)) == case.reply(ids, media)
+
+
+def test_a_blip2_whose_language_model_is_a_t5_is_refused_by_name() -> None:
+    config = {
+        "architectures": ["Blip2ForConditionalGeneration"],
+        "text_config": {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]},
+    }
+    with pytest.raises(CheckpointError, match="'t5' is not supported"):
+        model_spec(config, "a model")

@@ -99,7 +99,7 @@ from octavo.models.layout import (
 from octavo.models.mamba import MAMBA2_GGUF, MAMBA_GGUF
 from octavo.models.pooling import causal_name
 from octavo.models.spec import ModelSpec, TowerSpec
-from octavo.models.vision import fuyu, idefics3, internvl, llava, pixtral, qwen2_vl, qwen3_vl
+from octavo.models.vision import blip2, fuyu, idefics3, internvl, llava, pixtral, qwen2_vl, qwen3_vl
 from octavo.models.vision import gemma3 as gemma3_vision
 from octavo.models.vision.vit import FLATTENED
 
@@ -279,6 +279,7 @@ SEEING: Final[dict[str, Seeing]] = {
     ),
     "LlavaNextForConditionalGeneration": Seeing(llava.next_tower, llava.HF_NEXT),
     "FuyuForCausalLM": Seeing(fuyu.tower, fuyu.HF),
+    "Blip2ForConditionalGeneration": Seeing(blip2.tower, blip2.HF, (QKV,)),
 }
 #: A LLaVA by its name.
 PIXTRAL: Final = Seeing(pixtral.tower, pixtral.HF)
@@ -297,7 +298,8 @@ _TEXT_RENAMES: Final = (
 )  # fmt: skip
 _NOT_TEXT: Final = (
     r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision|embed_audio)\..*",
-    r"(model\.)?vision_embed_tokens\..*",
+    r"(model\.)?(vision_embed_tokens|qformer|language_projection)\..*",
+    r"query_tokens",
     r"(model\.)?image_newline",
 )
 #: Text parts that are another family's.

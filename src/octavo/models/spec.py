@@ -108,6 +108,16 @@ class ProjectorSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueriesSpec:
+    """Learned rows that read a picture's: they see each other, and in layers with cross attention a tower's rows."""
+
+    number: int  # of a picture's
+    hidden_size: int
+    norm: NormSpec  # in front of the layers
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TowerSpec:
     """What makes rows of the language model of pictures: patches -> layers that see all of a picture -> projector.
 
@@ -128,6 +138,7 @@ class TowerSpec:
     merge: int = 1  # so many rows, one behind the other, are one row of the projector
     merge_kind: MergeKind = "rows"
     projector: ProjectorSpec = ProjectorSpec()
+    queries: QueriesSpec | None = None  # what they read is projected; None: its rows are
     is_projected: bool = True  # else there is no projector: its rows are the language model's
     is_interpolated: bool = False  # positions lie between rows of the table, which are mixed
     windowed: frozenset[int] = frozenset()  # layers whose rows see those of their part of the picture alone

@@ -37,6 +37,12 @@ class MediaEncoder:
             )
             for stage in tower.stages
         ]
+        self._queries: tuple[EncoderRunner, EncoderRunner] | None = None
+        if (queries := tower.queries) is not None:
+            self._queries = (
+                EncoderRunner(queries.keys, ops, device, model.weights),
+                EncoderRunner(queries.program, ops, device, model.weights),
+            )
         self._position_table = None if tower.position_table is None else model.weights[tower.position_table.name]
         self._newline = None if tower.newline is None else model.weights[tower.newline.name]
         self._rows: dict[bytes, torch.Tensor] = {}  # by digest: [rows, width] of the activations' type
@@ -150,7 +156,20 @@ class MediaEncoder:
             if tap is not None:
                 taps.append(tap.run(lens, rows=rows).clone())
                 tap.release()
+        if self._queries is not None:
+            rows = self._read(rows, lens)
         return torch.cat((rows, *taps), 1) if taps else rows
+
+    def _read(self, rows: torch.Tensor, lens: list[int]) -> torch.Tensor:
+        """What the learned queries of each picture see in its rows."""
+        assert self._queries is not None and self._spec.queries is not None
+        keys, queries = self._queries
+        keys.run(lens, rows=rows)
+        counts = [self._spec.queries.number] * len(lens)
+        found = queries.run(counts, token_ids=np.zeros(sum(counts), np.int32), seen=keys.written).clone()
+        for each in self._queries:
+            each.release()
+        return found
 
     def _mixed_positions(self, item: MediaItem, table: torch.Tensor) -> torch.Tensor:
         """float32 [patches, hidden size]: of the table's rows `corners` int32 [n, patches] so much as `shares` says."""

@@ -50,6 +50,10 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"image_size": int(tower.get("image_size", image)), "patch_size": int(tower.get("patch_size", patch))}
 
 
+def _side(found: Any) -> int:
+    return int(found[0] if isinstance(found, list) else found)
+
+
 def _placeholder_id(config: Mapping[str, Any], token_id: Callable[[str], int | None], text: str) -> int:
     for key in ("image_token_id", "image_token_index"):
         if isinstance(config.get(key), int):
@@ -173,10 +177,7 @@ def _internvl(
     config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
 ) -> MediaProcessor:
     tower = config.get("vision_config") or {}
-    image, patch = (
-        int(found[0] if isinstance(found, list) else found)
-        for found in (tower.get("image_size", 448), tower.get("patch_size", 14))
-    )
+    image, patch = (_side(tower.get(key, usual)) for key, usual in (("image_size", 448), ("patch_size", 14)))
     return InternVLProcessor(
         settings,
         placeholder_id=_placeholder_id(config, token_id, InternVLProcessor.placeholder),
@@ -197,6 +198,27 @@ def _llava_next(
         placeholder_id=_placeholder_id(config, token_id, LlavaNextProcessor.placeholder),
         grids=config.get("image_grid_pinpoints") or settings.get("image_grid_pinpoints"),
         **_sizes(config),
+    )
+
+
+def _blip2(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    tower = config.get("vision_config") or {}
+    image, patch = (_side(tower.get(key, usual)) for key, usual in (("image_size", 224), ("patch_size", 14)))
+    placeholder_id = _placeholder_id(config, token_id, "<image>")
+    if placeholder_id < 0:
+        raise CheckpointError("config.json has no `image_token_index`, and the tokenizer no token `<image>`.")
+    usual = {"do_center_crop": False, "size": {"height": image, "width": image}}
+    return SquareProcessor(
+        {**usual, **{key: value for key, value in settings.items() if value is not None}, "do_center_crop": False},
+        placeholder="<image>",
+        placeholder_id=placeholder_id,
+        image_size=image,
+        patch_size=patch,
+        num_rows=int(config.get("num_query_tokens", 32)),
+        around=("", "</s>"),
+        brings_bos=True,
     )
 
 
@@ -225,4 +247,5 @@ _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "Mistral3ForConditionalGeneration": _pixtral,
     "InternVLForConditionalGeneration": _internvl,
     "FuyuForCausalLM": _fuyu,
+    "Blip2ForConditionalGeneration": _blip2,
 }
