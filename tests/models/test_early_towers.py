@@ -47,6 +47,20 @@ BLIP2: dict[str, Any] = {
     },
 }  # fmt: skip
 BLIP = {"size": {"height": 16, "width": 16}}
+LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
+CHAMELEON: dict[str, Any] = {
+    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 2048, "bos_token_id": None, "eos_token_id": None,
+    "vq_config": {
+        "embed_dim": 12, "num_embeddings": 24, "latent_channels": 16, "resolution": 16, "base_channels": 32,
+        "channel_multiplier": [1, 2, 1], "num_res_blocks": 1,
+    },
+    # Codes in another order than their tokens.
+    "vocabulary_map": {
+        "<image>": IMAGE, **{f"IMGIMG{code:04d}Z".translate(LETTERS): 95 + (5 * code) % 24 for code in range(24)},
+    },
+}  # fmt: skip
+CROPPED = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
 #: Architecture, configuration, settings of the image processor.
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "fuyu": (
@@ -63,6 +77,20 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "qformer_config": {**BLIP2["qformer_config"], "cross_attention_frequency": 1},
         },
         BLIP,
+    ),
+    "chameleon": ("ChameleonForConditionalGeneration", CHAMELEON, CROPPED),
+    "chameleon-swin-attention-in-levels": (
+        "ChameleonForConditionalGeneration",
+        {
+            **CHAMELEON, "swin_norm": True, "attention_bias": True, "num_key_value_heads": 4,
+            "vq_config": {**CHAMELEON["vq_config"], "attn_resolutions": [8], "attn_type": "vanilla"},
+        },
+        CROPPED,
+    ),
+    "chameleon-no-attention": (
+        "ChameleonForConditionalGeneration",
+        {**CHAMELEON, "mlp_bias": True, "vq_config": {**CHAMELEON["vq_config"], "attn_type": "none"}},
+        CROPPED,
     ),
 }  # fmt: skip
 
@@ -86,6 +114,11 @@ class EarlyCase(Case):
         self.processor = found
 
     def inputs(self, images: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        if self.family == "ChameleonForConditionalGeneration":
+            from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
+
+            found = ChameleonImageProcessorPil(**self.settings)(list(images), return_tensors="pt")
+            return {"pixel_values": found["pixel_values"]}
         if self.family == "Blip2ForConditionalGeneration":
             from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
@@ -141,6 +174,7 @@ def test_pictures_are_the_same_alone_and_in_company(case: EarlyCase) -> None:
         assert (found, replies[number].token_ids) == case.reply(ids, media)
 
 
+@pytest.mark.parametrize("case", ["fuyu", "blip2", "chameleon"], indirect=True)
 def test_operations_one_by_one_are_the_native_program(case: EarlyCase, monkeypatch: pytest.MonkeyPatch) -> None:
     def bound(*args: Any, **options: Any) -> Ops:
         return dataclasses.replace(bind(*args, **options), program_runner=Runner)
@@ -172,4 +206,28 @@ def test_a_blip2_whose_language_model_is_a_t5_is_refused_by_name() -> None:
         "text_config": {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]},
     }
     with pytest.raises(CheckpointError, match="'t5' is not supported"):
+        model_spec(config, "a model")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vq_config": {"double_latent": True}}, "double_latent"),
+        ({"vq_config": {"base_channels": 40}}, "base_channels"),
+        ({"vq_config": {"num_embeddings": 25}}, "the code 24 has no token"),
+    ],
+)
+def test_a_chameleon_whose_pictures_cannot_be_read_is_served_without(
+    changes: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed = {**CHAMELEON, "vq_config": {**CHAMELEON["vq_config"], **changes["vq_config"]}}
+    with caplog.at_level("INFO", "octavo.models"):
+        spec = model_spec({"architectures": ["ChameleonForConditionalGeneration"], **changed}, "a model")
+    assert spec.tower is None and len(spec.unused_ids) == 24
+    assert message in caplog.text
+
+
+def test_a_chameleon_without_tokens_of_codes_is_refused() -> None:
+    config = {**CHAMELEON, "architectures": ["ChameleonForConditionalGeneration"], "vocabulary_map": None}
+    with pytest.raises(CheckpointError, match="vocabulary_map"):
         model_spec(config, "a model")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from octavo.base.errors import InvalidRequest
+from octavo.base.errors import CheckpointError, InvalidRequest
 from octavo.base.media import PreparedMedia
 from octavo.served.media_text import Mark, MediaText
 from octavo.text.media.table import media_processor
@@ -25,6 +25,24 @@ def test_a_text_without_placeholders_has_its_media_in_front() -> None:
         text.expanded("a <image> b", [prepared(2), prepared(1)], "prompt")
     with pytest.raises(InvalidRequest, match="0 times"):
         MediaText({"image": ("<image>", 5)}).expanded("what?", [prepared(2)], "prompt")
+
+
+def test_chameleon_shows_codes_between_marks_and_begins_answers_behind_a_token() -> None:
+    config = {"architectures": ["ChameleonForConditionalGeneration"], "vocabulary_map": {"<image>": 8711}}
+    processor = media_processor(config, {}, {"<reserved08706>": 8710}.get)
+    assert processor is not None and processor.placeholder_id == 8711
+    media = processor.image(np.zeros((31, 80, 3), np.uint8), {})
+    assert media.text == f"<racm3:break>{'<image>' * 1024}<eoss>" and media.rows == 1024
+    assert processor.end_ids == (8710,)  # type: ignore[attr-defined]
+
+
+def test_blip2_has_a_token_for_each_query_in_front_of_the_first_of_a_text() -> None:
+    config = {"architectures": ["Blip2ForConditionalGeneration"], "image_token_index": 50265, "num_query_tokens": 8}
+    processor = media_processor(config, {"size": {"height": 224, "width": 224}}, TOKENS.get)
+    assert processor is not None and processor.brings_bos  # type: ignore[attr-defined]
+    assert processor.image(np.zeros((31, 80, 3), np.uint8), {}).text == "<image>" * 8 + "</s>"
+    with pytest.raises(CheckpointError, match="image_token_index"):
+        media_processor({**config, "image_token_index": None}, {}, TOKENS.get)
 
 
 def test_fuyu_shows_lines_of_whole_patches_and_begins_answers_behind_a_token() -> None:

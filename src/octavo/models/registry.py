@@ -20,6 +20,7 @@ from octavo.models.families import (
     bart,
     bert,
     bloom,
+    chameleon,
     cohere,
     dbrx,
     deci,
@@ -100,6 +101,7 @@ from octavo.models.mamba import MAMBA2_GGUF, MAMBA_GGUF
 from octavo.models.pooling import causal_name
 from octavo.models.spec import ModelSpec, TowerSpec
 from octavo.models.vision import blip2, fuyu, idefics3, internvl, llava, pixtral, qwen2_vl, qwen3_vl
+from octavo.models.vision import chameleon as chameleon_vision
 from octavo.models.vision import gemma3 as gemma3_vision
 from octavo.models.vision.vit import FLATTENED
 
@@ -193,6 +195,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "BartForConditionalGeneration": Family("bart", bart.spec, bart.HF),
     "MBartForConditionalGeneration": Family("mbart", bart.mbart, bart.HF),
     "WhisperForConditionalGeneration": Family("whisper", whisper.spec, whisper.HF),
+    "ChameleonForConditionalGeneration": Family("chameleon", chameleon.spec, chameleon.HF),
     "BloomForCausalLM": Family("bloom", bloom.spec, bloom.HF, QKV_GGUF),
     "CohereForCausalLM": Family("cohere", cohere.spec, cohere.LAYOUT, cohere.LAYOUT),
     "Cohere2ForCausalLM": Family("cohere2", cohere.spec_2, cohere.LAYOUT, cohere.LAYOUT),
@@ -279,6 +282,7 @@ SEEING: Final[dict[str, Seeing]] = {
     ),
     "LlavaNextForConditionalGeneration": Seeing(llava.next_tower, llava.HF_NEXT),
     "FuyuForCausalLM": Seeing(fuyu.tower, fuyu.HF),
+    "ChameleonForConditionalGeneration": Seeing(chameleon_vision.tower, chameleon_vision.HF),
     "Blip2ForConditionalGeneration": Seeing(blip2.tower, blip2.HF, (QKV,)),
 }
 #: A LLaVA by its name.
@@ -298,7 +302,7 @@ _TEXT_RENAMES: Final = (
 )  # fmt: skip
 _NOT_TEXT: Final = (
     r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision|embed_audio)\..*",
-    r"(model\.)?(vision_embed_tokens|qformer|language_projection)\..*",
+    r"(model\.)?(vision_embed_tokens|qformer|language_projection|vqmodel)\..*",
     r"query_tokens",
     r"(model\.)?image_newline",
 )
@@ -335,8 +339,8 @@ def text_part(config: dict[str, Any]) -> dict[str, Any] | None:
         names in (["Qwen2VLForConditionalGeneration"], ["Qwen2_5_VLForConditionalGeneration"]) and text is None
     ):  # older files have both parts in one
         text = {key: value for key, value in config.items() if key != "vision_config"} | {"model_type": "qwen2_vl_text"}
-    if names == ["FuyuForCausalLM"] and text is None:
-        text = {**config, "model_type": "persimmon"}
+    if text is None and names in (["FuyuForCausalLM"], ["ChameleonForConditionalGeneration"]):
+        text = {**config, "model_type": "persimmon" if names == ["FuyuForCausalLM"] else "chameleon"}
     if not isinstance(names, list) or not _WITH_TEXT.intersection(map(str, names)) or not isinstance(text, dict):
         return None
     kept = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}

@@ -118,6 +118,22 @@ class QueriesSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CodesSpec:
+    """Convolutions that make of a picture codes: of each place the number of the nearest of some vectors. Rows are the
+    embeddings of the codes' tokens."""
+
+    side: int  # of pictures
+    code_size: int  # of the vectors
+    latent_channels: int
+    base_channels: int
+    multipliers: tuple[int, ...]  # of the channels of each level; a level is half as high and wide as the one before
+    num_blocks: int  # of each level
+    attended: frozenset[int]  # levels whose blocks have an attention behind them
+    attends_last: bool  # behind the last level
+    token_ids: tuple[int, ...]  # of each code
+
+
+@dataclass(frozen=True, kw_only=True)
 class TowerSpec:
     """What makes rows of the language model of pictures: patches -> layers that see all of a picture -> projector.
 
@@ -139,6 +155,7 @@ class TowerSpec:
     merge_kind: MergeKind = "rows"
     projector: ProjectorSpec = ProjectorSpec()
     queries: QueriesSpec | None = None  # what they read is projected; None: its rows are
+    codes: CodesSpec | None = None  # in the place of all layers
     is_projected: bool = True  # else there is no projector: its rows are the language model's
     is_interpolated: bool = False  # positions lie between rows of the table, which are mixed
     windowed: frozenset[int] = frozenset()  # layers whose rows see those of their part of the picture alone

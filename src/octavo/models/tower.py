@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from octavo.models.builder import Builder
+from octavo.models.codes import CodesDefinition, define_codes
 from octavo.models.params import Matrix, Param
 from octavo.models.spec import DerivedSpec, ProjectorSpec, QueriesSpec, TowerSpec
 from octavo.ops.operands import Buffer, Weight
@@ -14,6 +15,7 @@ from octavo.ops.program import Program, program
 
 #: Where the names of a tower's tensors begin, behind the renames of a layout.
 ROOM: Final = "tower"
+CODES: Final = f"{ROOM}.codes"
 #: Of towers that have rotations and no table of positions.
 MAX_PATCHES_A_SIDE: Final = 4096
 
@@ -49,16 +51,23 @@ class TowerDefinition:
     position_table: Weight | None  # of positions that are interpolated, float32 [num_positions, hidden size]
     newline: Weight | None  # float32 [width of the language model's rows]
     queries: QueriesDefinition | None = None
+    codes: CodesDefinition | None = None
 
     @property
     def programs(self) -> tuple[Program, ...]:
         found = [each for stage in self.stages for each in (stage.program, stage.tap) if each is not None]
-        return tuple(found if self.queries is None else [*found, self.queries.keys, self.queries.program])
+        if self.queries is not None:
+            found += [self.queries.keys, self.queries.program]
+        return tuple(found if self.codes is None else [*found, self.codes.program])
 
 
-def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
-    """`width`: of the language model's rows. Raises ProgramError if the blocks of a family do not fit together."""
+def define_tower(spec: TowerSpec, width: int, embedding: Weight) -> TowerDefinition:
+    """`width`: of the language model's rows; `embedding`: its table. Raises ProgramError if the blocks of a family do
+    not fit together."""
     build = Builder(spec.num_positions or MAX_PATCHES_A_SIDE, f"{ROOM}.layers", "v.blk", keeps=False)
+    if spec.codes is not None:
+        codes = define_codes(build, CODES, spec.codes, embedding)
+        return TowerDefinition(spec, (), tuple(build.params), {}, None, None, codes=codes)
     patches = Buffer("patches", spec.patch_values)
     build.ops.append(GivenRows(out=patches))
     has_bias = spec.patch_bias and not spec.has_class_token

@@ -15,6 +15,7 @@ from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
 from octavo.ops.workspace import Workspace
 from octavo.wire.step import MediaPlace, SchedulerOutput
+from octavo.worker.codes import CodeEncoder, codes_bytes
 from octavo.worker.encoder import EncoderRunner
 from octavo.worker.input_batch import HostBatch, InputBatch
 
@@ -43,6 +44,9 @@ class MediaEncoder:
                 EncoderRunner(queries.keys, ops, device, model.weights),
                 EncoderRunner(queries.program, ops, device, model.weights),
             )
+        self._codes = None
+        if tower.spec.codes is not None and tower.codes is not None:
+            self._codes = CodeEncoder(tower.spec.codes, tower.codes, ops, device, model.weights)
         self._position_table = None if tower.position_table is None else model.weights[tower.position_table.name]
         self._newline = None if tower.newline is None else model.weights[tower.newline.name]
         self._rows: dict[bytes, torch.Tensor] = {}  # by digest: [rows, width] of the activations' type
@@ -118,6 +122,9 @@ class MediaEncoder:
         values = np.take(levels, patches + np.repeat(np.arange(3, dtype=np.int32) * 256, width // 3))
         if self._spec.channels_last:
             values = values.reshape(num_sequences, length, 3, width // 3).swapaxes(2, 3).reshape(values.shape)
+        if self._codes is not None:
+            side = self._codes.side
+            return self._codes.run(values.reshape(num_sequences * length, 3, side, side))
         if self._spec.frames > 1:  # a picture stands still
             still = values.reshape(num_sequences, length, 3, 1, width // 3)
             values = np.repeat(still, self._spec.frames, 3)
@@ -199,7 +206,10 @@ def media_bytes(definition: Definition, ops: Ops, num_patches: int, num_rows: in
     meta = torch.device("meta")
     buffers = max(Workspace(each, patches, ops.activation_dtype, meta).num_bytes for each in tower.programs)
     scratch = max(EncoderRunner.scratch_bytes(each, ops, patches, 1) for each in tower.programs)
-    inputs = patches * tower.spec.patch_values * torch.float32.itemsize
+    if tower.spec.codes is None:
+        inputs = patches * tower.spec.patch_values * torch.float32.itemsize
+    else:
+        inputs = codes_bytes(tower.spec.codes)
     width = definition.spec.hidden_size * (1 + len(tower.spec.taps))
     return buffers + scratch + inputs + num_rows * width * itemsize
 

@@ -9,7 +9,7 @@ from octavo.models.blocks import MLP, Attention, Sequential
 from octavo.models.common import read_activation
 from octavo.models.config_reader import MAX_HEAD_DIM, MAX_LAYERS, ConfigReader
 from octavo.models.spec import NormSpec, ProjectorSpec, TowerSpec
-from octavo.models.tower import ROOM
+from octavo.models.tower import CODES, ROOM
 from octavo.ops.operands import Heads
 
 #: Values that configurations leave out, since they are transformers' defaults.
@@ -47,7 +47,7 @@ RENAMES: Final = (
     (rf"^({ROOM}\.layers\.\d+\.mlp\.)fc1\.", r"\1up_proj."),
     (rf"^({ROOM}\.layers\.\d+\.mlp\.)fc2\.", r"\1down_proj."),
 )
-FLATTENED: Final = rf"{ROOM}\.patches\.weight"
+FLATTENED: Final = rf"{ROOM}\.patches\.weight|{CODES}\..*\.weight"
 _NEVER_READ: Final = (rf"{ROOM}\.embeddings\.position_ids", rf"{ROOM}\.head\..*")
 
 

@@ -19,7 +19,8 @@ class SquareProcessor:
 
     `merge`: so many patches along a side are one row. `row_text`: what stands for a row, if not the placeholder;
     `around`: what stands before and behind them. `brings_bos`: the token that texts begin with is a part of that, and
-    stands nowhere else. `num_rows`: of a picture, whatever its patches.
+    stands nowhere else. `num_rows`: of a picture, whatever its patches. `end_id`: of the token
+    that an answer begins behind.
     """
 
     def __init__(
@@ -36,10 +37,12 @@ class SquareProcessor:
         around: tuple[str, str] = ("", ""),
         brings_bos: bool = False,
         num_rows: int | None = None,
+        end_id: int | None = None,
     ) -> None:
         self.placeholder = placeholder
         self.row_text = row_text or placeholder
         self.brings_bos = brings_bos
+        self.end_ids = () if end_id is None else (end_id,)
         self._around, self._merge = around, merge
         self.placeholder_id = placeholder_id
         self._settings = settings

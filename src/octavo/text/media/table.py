@@ -222,6 +222,28 @@ def _blip2(
     )
 
 
+def _chameleon(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    codes = config.get("vq_config") or {}
+    side, levels = int(codes.get("resolution", 512)), len(codes.get("channel_multiplier") or range(5))
+    usual = {
+        "size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}, "resample": 1,
+        "image_mean": [1.0] * 3, "image_std": [1.0] * 3, "rescale_factor": 0.0078,
+    }  # fmt: skip
+    known = {"image_token_id": (config.get("vocabulary_map") or {}).get("<image>"), **config}
+    return SquareProcessor(
+        {**usual, **{key: value for key, value in settings.items() if value is not None}},
+        placeholder="<image>",
+        placeholder_id=_placeholder_id(known, token_id, "<image>"),
+        image_size=side,
+        patch_size=side,
+        num_rows=(side >> (levels - 1)) ** 2,
+        around=("<racm3:break>", "<eoss>"),
+        end_id=token_id("<reserved08706>"),
+    )
+
+
 def _fuyu(
     config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
 ) -> MediaProcessor:
@@ -247,5 +269,6 @@ _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "Mistral3ForConditionalGeneration": _pixtral,
     "InternVLForConditionalGeneration": _internvl,
     "FuyuForCausalLM": _fuyu,
+    "ChameleonForConditionalGeneration": _chameleon,
     "Blip2ForConditionalGeneration": _blip2,
 }
