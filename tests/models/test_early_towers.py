@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 class EarlyCase(Case):
     """As `Case`, of models whose configurations are of another form."""
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, engine: Callable[[Path], Engine] = Engine) -> None:
         import transformers
 
         self.family, options, self.settings = CASES[name]
@@ -108,7 +108,7 @@ class EarlyCase(Case):
         for parameter in self.model.parameters():  # wide, so that a wrong row shows
             parameter.data = torch.randn_like(parameter) * (0.6 if parameter.dim() > 1 else 0.3) * 0.5
         self.model.save_pretrained(path)
-        self.path, self.engine = path, Engine(path)
+        self.path, self.engine = path, engine(path)
         found = media_processor(json.loads((path / "config.json").read_text()), self.settings, lambda text: None)
         assert found is not None
         self.processor = found

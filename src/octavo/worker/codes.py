@@ -41,7 +41,8 @@ class CodeEncoder:
     def _codes(self, x: Tensor) -> Tensor:
         """int64 [num_rows] of one picture [1, 3, side, side]."""
         # Fast paths of GPUs round inputs to 10 bits, or choose their sums anew in each process.
-        with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        with torch.inference_mode(), exact:
             for step in self._steps:
                 x = self._step(step, x)
             rows = x[0].flatten(1).t()

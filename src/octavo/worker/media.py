@@ -136,7 +136,8 @@ class MediaEncoder:
         needed = None
         if has_class and not self._spec.keeps_class:
             needed = np.arange(num_sequences * length, dtype=np.int64).reshape(-1, length)[:, 1:].reshape(-1)
-        positions = np.ascontiguousarray(positions.reshape(*positions.shape[:-2], -1), np.int32)
+        # A copy, since torch warns of arrays that it could not write to.
+        positions = np.array(positions.reshape(*positions.shape[:-2], -1), np.int32, order="C")
         return self._through_stages(rows.to(self._dtype), [length] * num_sequences, positions, needed, item)
 
     def _through_stages(
