@@ -13,6 +13,7 @@ import transformers
 
 from engine.harness import Engine, request
 from engine.test_lora import COMMON, LORA, SIZES, all_logits, ids_of, load, with_adapter
+from models.test_adapters import write_gguf
 from octavo.base.errors import CheckpointError
 from support.adapters import write_adapter
 
@@ -136,6 +137,28 @@ def test_older_versions_take_a_matrix_for_its_transposed(tmp_path: Path) -> None
     with torch.no_grad():
         expected = changed(torch.tensor([ids])).logits[0]
     torch.testing.assert_close(all_logits(engine, ids, "k"), expected, rtol=1e-4, atol=2e-5)
+
+
+def test_a_gguf_adapter_has_the_stacks_of_a_models_file(tmp_path: Path) -> None:
+    model = make("mixtral")
+    model.save_pretrained(tmp_path / "base")
+    changed, tensors = copy.deepcopy(model), {}
+    for part, rows, columns in (("gate", INNER, HIDDEN), ("up", INNER, HIDDEN), ("down", HIDDEN, INNER)):
+        a, b = (torch.stack(each) for each in zip(*(halves(rows, columns, e) for e in range(EXPERTS)), strict=True))
+        tensors |= {f"blk.1.ffn_{part}_exps.weight.lora_a": a, f"blk.1.ffn_{part}_exps.weight.lora_b": b}
+        experts = changed.model.layers[1].mlp.experts
+        matrices = experts.down_proj.data if part == "down" else experts.gate_up_proj.data
+        first = INNER if part == "up" else 0
+        matrices[:, first : first + rows] += SCALING * b @ a
+    write_gguf(tmp_path / "adapter.gguf", tensors, alpha=SCALING * RANK)
+    engine, ids = load(tmp_path / "base"), ids_of(1, 15)
+    engine.worker.read_adapter("k", str(tmp_path / "adapter.gguf"))
+    with torch.no_grad():
+        expected = changed(torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(all_logits(engine, ids, "k"), expected, rtol=1e-4, atol=2e-5)
+    half = {name: value[0] if name.endswith("b") else value for name, value in tensors.items()}
+    with pytest.raises(CheckpointError, match="lora_b'?: it is not of all experts"):
+        engine.worker.read_adapter("k", str(write_gguf(tmp_path / "half.gguf", half)))
 
 
 @pytest.mark.parametrize("quantization", [None, "experts_int8"])

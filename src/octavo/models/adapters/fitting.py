@@ -179,6 +179,8 @@ class Fitting:
         rows, columns = sum(target.tensor.shape[0] for target in group), group[0].tensor.shape[1]
         if not first.is_stack or any(target.expert < 0 for target in targets):
             raise self._fail(a_name, "the model has no experts there")
+        if a.dim() != 3 or b.dim() != 3:
+            raise self._fail(a_name if a.dim() != 3 else b_name, "it is not of all experts, as its other half is")
         if rows == columns and not self._files.is_gguf:
             version = self._files.peft_version
             if version < (0, 21) and not (first.transposed and version < (0, 19)):
@@ -186,9 +188,8 @@ class Fitting:
         elif a.shape[2] == rows and b.shape[1] == columns:
             # Older versions of PEFT take a matrix for its transposed: [in, out] += b' a'.
             (a_name, a), (b_name, b) = (b_name, b.transpose(1, 2)), (a_name, a.transpose(1, 2))
-        for value, count in ((a, a.shape[1]), (b, b.shape[2])):
-            if value.dim() != 3 or value.shape[0] != num_experts or count != a.shape[1]:
-                raise self._fail(a_name, f"it is not of {num_experts} experts, as the model has them")
+        if (len(a), len(b)) != (num_experts, num_experts):
+            raise self._fail(a_name, f"it is not of {num_experts} experts, as the model has them")
         for key, place in keys.items():
             target, (expert, _) = self._fit.targets[key], divmod(place.number, place.num_parts)
             own = Module(scaling=module.scaling, a=(a_name, a[expert]), b=(b_name, b[expert]))

@@ -36,7 +36,7 @@ def read_gguf(path: Path) -> AdapterFiles:
         module.is_embedding = name.startswith(_TABLE)
         if suffix == ".lora_a" and module.is_embedding:
             values = values.t().contiguous()  # a row for each token
-        module.is_stack = len(info.shape) == 3
+        module.is_stack |= len(info.shape) == 3
         setattr(module, _SUFFIXES[suffix], (name, values))
         if suffix == ".lora_b" and alpha:
             module.scaling = alpha / values.shape[-1]
