@@ -229,7 +229,7 @@ class EngineClient:
                         request_id=sample.request_id,
                         prompt_token_ids=request.prompt_token_ids,
                         params=other_params if index else engine_params,
-                        eos_token_ids=request.eos_token_ids or self.eos_token_ids,
+                        eos_token_ids=self.eos_token_ids if request.tokenizer is None else request.eos_token_ids,
                         sample_index=index,
                         priority=request.priority,
                         cache_salt=request.cache_salt,

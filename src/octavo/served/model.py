@@ -35,7 +35,7 @@ from octavo.served.request_log import log_request
 from octavo.served.streams import NewsReader, at_intervals, merged
 from octavo.served.transcription import Transcriber
 from octavo.served.turn import Conversation, ReplyWishes, Turn
-from octavo.served.voice import voice_reader
+from octavo.served.voice import Voice, voice_reader
 from octavo.text.grammars.checker import GrammarChecker
 from octavo.text.grammars.grammar import limits_of
 from octavo.text.tokenizers.vocabulary import all_eos_token_ids
@@ -162,7 +162,7 @@ class ServedModel:
         if 0 < self.info.num_positions < self.info.max_model_len:  # more is for adapters that know them
             self.info = msgspec.structs.replace(self.info, max_model_len=self.info.num_positions)
         self.num_ids = self.info.vocab_size  # of tokens that requests may name
-        self.eos_token_ids: tuple[int, ...] = ()  # of an adapter's own tokenizer; (): the model's
+        self.voice: Voice | None = None  # of an adapter with a tokenizer of its own
         self.texts = TokenTexts(self.tokenizer)
         self.prompts = PromptMaker(self.renderer, self.config, self.info, self.media)
         self.grammar_limits = limits_of(self.config, self.output.special_tokens.ids)
@@ -229,20 +229,25 @@ class ServedModel:
         voice, self.num_ids = facts.voice, self.info.vocab_size + facts.info.num_extra
         if facts.info.context_length:
             self.info = msgspec.structs.replace(self.engine_info, max_model_len=facts.info.context_length)
-        if voice is not None and self.tokenizer is not voice.tokenizer:
-            self.tokenizer, self.renderer = voice.tokenizer, voice.renderer
+        if voice is not None and voice is not self.voice:
+            self.voice, self.tokenizer, self.renderer = voice, voice.tokenizer, voice.renderer
             self.texts = TokenTexts(self.tokenizer)
-            self.eos_token_ids = all_eos_token_ids(voice.tokenizer, self.info, self.num_ids)
             self._breakers = BreakerTokens(self.tokenizer, self.renderer, self.num_ids)
         self.prompts = self.prompts.speaking(self.renderer, self.info, self.num_ids)
 
     @property
     def adapter_fields(self) -> dict[str, Any]:
         """What a request says of the adapter that it runs with."""
-        adapter = self.adapter
-        return {} if adapter is None else {
+        adapter, voice = self.adapter, self.voice
+        if adapter is None:
+            return {}
+        fields: dict[str, Any] = {
             "adapter": adapter.key, "adapter_name": adapter.name, "adapter_path": adapter.path,
         }  # fmt: skip
+        if voice is not None:
+            fields["tokenizer"] = voice.tokenizer
+            fields["eos_token_ids"] = all_eos_token_ids(voice.tokenizer, self.info, self.num_ids)
+        return fields
 
     def abort(self, matches: Callable[[str], bool]) -> int:
         """End the requests of matching public ids with `Aborted`, as an administrator asks; the value is their number.
@@ -393,8 +398,6 @@ class ServedModel:
             priority=turn.priority,
             cache_salt=turn.cache_salt,
             **self.adapter_fields,
-            tokenizer=self.tokenizer if self.eos_token_ids else None,
-            eos_token_ids=self.eos_token_ids,
             arrival_time=time.monotonic(),
             beams=turn.beams,
             shown_special_ids=marks,

@@ -111,8 +111,7 @@ class AdapterStore:
         self._kept: dict[str, Adapter] = {}
 
     def read(self, key: str, path: str) -> AdapterInfo:
-        """Raises CheckpointError for files that are missing, damaged, or do not fit
-        the model."""
+        """Raises CheckpointError for files that are missing, damaged, or do not fit the model."""
         adapter = self._reader.read(path)
         self._kept[key] = adapter
         logger.info("adapter %s: %d products, %.1f MiB", path, len(adapter.weights), adapter.num_bytes / 2**20)
