@@ -109,7 +109,7 @@ class MediaEncoder:
         """`patches` uint8 [S, P, values], the same of each channel after the other; `positions` int32 [S, P], or
         [parts, S, P]; `levels` float32 [3, 256]."""
         num_sequences, length, width = patches.shape
-        values = np.take(levels, patches + np.repeat(np.arange(3, dtype=np.int32) * 256, width // 3))
+        values = pixel_values(patches, levels).reshape(patches.shape)
         if self._spec.frames > 1:  # a picture stands still
             still = values.reshape(num_sequences, length, 3, 1, width // 3)
             values = np.repeat(still, self._spec.frames, 3)
@@ -181,6 +181,13 @@ def media_bytes(definition: Definition, ops: Ops, num_patches: int, num_rows: in
     inputs = patches * tower.spec.patch_values * torch.float32.itemsize
     width = definition.spec.hidden_size * (1 + len(tower.spec.taps))
     return buffers + scratch + inputs + num_rows * width * itemsize
+
+
+def pixel_values(patches: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """float32 [patches, values]: what the bytes of `patches` [..., values] mean, by channel; `levels` [3, 256]."""
+    width = patches.shape[-1]
+    values: np.ndarray = np.take(levels, patches + np.repeat(np.arange(3, dtype=np.int32) * 256, width // 3))
+    return values.reshape(-1, width)
 
 
 def array(tensor: MediaTensor) -> np.ndarray:

@@ -14,6 +14,7 @@ from octavo.text.media.pixtral import PixtralProcessor
 from octavo.text.media.processor import MediaProcessor
 from octavo.text.media.qwen2_vl import Qwen2VLProcessor
 from octavo.text.media.square import SquareProcessor
+from octavo.text.media.tiles import MllamaProcessor
 
 #: Sizes that configurations of towers leave out, since they are transformers' defaults, by `model_type`.
 _TOWERS: dict[str, tuple[int, int]] = {  # image, patch
@@ -199,6 +200,19 @@ def _llava_next(
     )
 
 
+def _mllama(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    tower = config.get("vision_config") or {}
+    return MllamaProcessor(
+        settings,
+        placeholder_id=_placeholder_id(config, token_id, MllamaProcessor.placeholder),
+        patch_size=int(tower.get("patch_size", 14)),
+        image_size=int(tower.get("image_size", 448)),
+        most_tiles=int(tower.get("max_num_tiles", 4)),
+    )
+
+
 _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "LlavaForConditionalGeneration": _llava,
     "Idefics3ForConditionalGeneration": _idefics3,
@@ -212,4 +226,5 @@ _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "LlavaNextForConditionalGeneration": _llava_next,
     "Mistral3ForConditionalGeneration": _pixtral,
     "InternVLForConditionalGeneration": _internvl,
+    "MllamaForConditionalGeneration": _mllama,
 }

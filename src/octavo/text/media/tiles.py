@@ -1,0 +1,92 @@
+"""Llama 3.2 with its vision and Llama 4: a picture on the canvas of tiles that it fits best, without being distorted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from octavo.base.errors import CheckpointError, InvalidRequest
+from octavo.base.media import PreparedMedia
+from octavo.text.media import images
+
+_BILINEAR: Final = 2
+
+
+def grids(most: int) -> list[tuple[int, int]]:
+    """Lines and columns of up to so many tiles."""
+    return [(lines, columns) for lines in range(1, most + 1) for columns in range(1, most // lines + 1)]
+
+
+def best_grid(height: int, width: int, side: int, most: int) -> tuple[int, int]:
+    """That on which a picture is made larger, and least; if there is none, smaller, and least. Of equal ones that with
+    the fewest tiles."""
+
+    def worth(grid: tuple[int, int]) -> tuple[bool, float, int]:
+        scale = min(grid[0] * side / height, grid[1] * side / width)
+        return scale < 1, abs(scale - 1) if scale >= 1 else -scale, grid[0] * grid[1]
+
+    return min(grids(most), key=worth)
+
+
+def scaled(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int]:
+    """The largest size within another one with the same ratio."""
+    wide, high = to_width / width, to_height / height
+    if wide < high:
+        return min(max(math.floor(height * wide), 1), to_height), to_width
+    return to_height, min(max(math.floor(width * high), 1), to_width)
+
+
+def on_canvas(pixels: np.ndarray, side: int, grid: tuple[int, int], resample: int) -> np.ndarray:
+    """In the corner of a black canvas, no larger than it is, but as large as a tile."""
+    height, width = pixels.shape[:2]
+    canvas = np.zeros((grid[0] * side, grid[1] * side, 3), np.uint8)
+    room = (min(max(length, side), most) for length, most in zip((height, width), canvas.shape, strict=False))
+    new_height, new_width = scaled(height, width, *room)
+    canvas[:new_height, :new_width] = images.resized(pixels, new_height, new_width, resample)
+    return canvas
+
+
+def tile_side(settings: Mapping[str, Any], image_size: int) -> int:
+    """Of a tile, as the image processor's settings and the tower have it. Raises CheckpointError where they differ."""
+    size = settings.get("size") or {"height": image_size, "width": image_size}
+    if size != {"height": image_size, "width": image_size}:
+        raise CheckpointError(f"The image processor's `size` is {size}, and the tower sees {image_size} x {image_size}.")
+    for key in ("do_resize", "do_pad"):
+        if settings.get(key) is False:
+            raise CheckpointError(f"The image processor's `{key}` is false, which cuts no tiles.")
+    return image_size
+
+
+class MllamaProcessor:
+    """`processor.MediaProcessor`. `settings`: of the image processor; `patch_size`, `image_size` and `most_tiles`: the
+    tower's. A picture is one token, which layers see the rows of beside the text."""
+
+    placeholder = "<|image|>"
+
+    def __init__(
+        self, settings: Mapping[str, Any], *, placeholder_id: int, patch_size: int, image_size: int, most_tiles: int
+    ) -> None:
+        self.placeholder_id = placeholder_id
+        self._side, self._patch_size, self._most = tile_side(settings, image_size), patch_size, most_tiles
+        if (found := settings.get("max_image_tiles") or most_tiles) != most_tiles:
+            raise CheckpointError(f"The image processor makes {found} tiles, and the tower sees {most_tiles}.")
+        self._resample = int(settings.get("resample", _BILINEAR))
+        self._levels = images.levels(settings, images.HALF, images.HALF)
+
+    def image(self, pixels: np.ndarray, options: Mapping[str, Any]) -> PreparedMedia:
+        for name in options:
+            if name != "detail":
+                raise InvalidRequest(f"The model's image processor has no option `{name}`.", "mm_processor_kwargs")
+        most = 1 if options.get("detail") == "low" else self._most
+        grid = best_grid(*pixels.shape[:2], self._side, most)
+        canvas = on_canvas(pixels, self._side, grid, self._resample)
+        cut = [images.patches(tile, self._patch_size)[0] for tile in images.tiles(canvas, self._side, self._side)]
+        arrays = {
+            "patches": np.stack(cut),
+            "levels": self._levels,
+            "ratio": np.array([1 + grids(self._most).index(grid)], np.int32),  # 0 is none
+        }
+        return images.prepared("image", arrays, 1, self.placeholder)
