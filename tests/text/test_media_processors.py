@@ -224,3 +224,40 @@ def test_a_processor_that_does_not_fit_its_tower_is_refused() -> None:
     with pytest.raises(CheckpointError, match="56 x 56"):
         square(crop_size={"height": 56, "width": 56})
     assert media_processor({"architectures": ["LlamaForCausalLM"]}, {}, IDS.get) is None
+
+
+def mllama(**settings: Any) -> Any:
+    config = {
+        "architectures": ["MllamaForConditionalGeneration"], "image_token_index": 5,
+        "vision_config": {"image_size": 16, "patch_size": 4, "max_num_tiles": 4},
+    }  # fmt: skip
+    return media_processor(config, {"size": {"height": 16, "width": 16}, "max_image_tiles": 4} | settings, IDS.get)
+
+
+@pytest.mark.parametrize(
+    "size", [(16, 16), (30, 20), (5, 40), (40, 40), (100, 10), (17, 33), (64, 16), (7, 100), (32, 32)]
+)
+def test_mllama_sees_what_transformers_shows_it(size: tuple[int, int]) -> None:
+    module = pytest.importorskip("transformers.models.mllama.image_processing_pil_mllama")
+    reference = module.MllamaImageProcessorPil(size={"height": 16, "width": 16}, max_image_tiles=4)
+    expected = reference([[pixels(*size)]], return_tensors="np")
+    (count,) = expected["num_tiles"][0]
+    media = mllama().image(pixels(*size), {})
+    assert np.array_equal(pictures(media, 4, 16), expected["pixel_values"][0, 0, :count])
+    assert not expected["pixel_values"][0, 0, count:].any()
+    assert array(media.tensors["ratio"]).tolist() == expected["aspect_ratio_ids"][0].tolist()
+    assert (media.rows, media.text) == (1, "<|image|>")
+
+
+def test_mllama_has_one_tile_for_low_detail_and_refuses_what_it_does_not_know() -> None:
+    media = mllama().image(pixels(40, 40), {"detail": "low"})
+    assert media.tensors["patches"].shape == (1, 16, 48) and array(media.tensors["ratio"]).tolist() == [1]
+    with pytest.raises(InvalidRequest, match="no option `max_image_tiles`"):
+        mllama().image(pixels(40, 40), {"max_image_tiles": 2})
+    for wrong, told in (
+        ({"size": {"height": 32, "width": 32}}, "the tower sees 16 x 16"),
+        ({"max_image_tiles": 9}, "makes 9 tiles, and the tower sees 4"),
+        ({"do_pad": False}, "`do_pad` is false"),
+    ):
+        with pytest.raises(CheckpointError, match=told):
+            mllama(**wrong)

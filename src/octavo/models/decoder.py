@@ -96,10 +96,9 @@ class Definition:
 def define(spec: ModelSpec) -> Definition:
     """Raises ProgramError if the blocks of a family do not fit together."""
     build = Builder(spec.max_position_embeddings, keeps=not spec.bidirectional)
-    if spec.encoder is not None:
-        build.encoder_rows = Buffer("encoder_rows", spec.encoder.hidden_size)
-    elif spec.pictures is not None:
-        build.encoder_rows = Buffer("encoder_rows", spec.hidden_size)
+    if spec.encoder is not None or spec.pictures is not None:
+        width = spec.hidden_size if spec.encoder is None else spec.encoder.hidden_size
+        build.encoder_rows = Buffer("encoder_rows", width)
     lm_head = _embeddings(build, spec)
     residual = Buffer("residual", spec.hidden_size)
     embedding = build.params[0].weight
@@ -137,6 +136,12 @@ def define(spec: ModelSpec) -> Definition:
     derived = {weight: each for (each, _), weight in build.derived.items()}
     ops, groups = (build.ops, ()) if spec.bidirectional else grouped(build.ops)
     made = Definition(spec, program(ops, output), tuple(build.params), derived, lm_head, groups)
+    return _with_others(made, build)
+
+
+def _with_others(made: Definition, build: Builder) -> Definition:
+    """With what makes rows of other inputs than the decoder's tokens."""
+    spec = made.spec
     if spec.tower is not None:
         tower = define_tower(spec.tower, spec.hidden_size)
         made = replace(made, params=made.params + tower.params, derived=made.derived | tower.derived, tower=tower)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from octavo.models.blocks import Layer
@@ -75,7 +74,7 @@ def define_pictures(spec: PicturesSpec, width: int) -> PicturesDefinition:
     build.ops.append(GivenRows(out=joined))
     last = Matrix(name=f"{ROOM}.projector", gguf="mm.0", rows=width, bias=True)
     projector = program(build.ops, build.linear(joined, last.name, [last], None))
-    tables = _tile_rows(spec), _tile_marks(spec)
+    tile_rows, tile_marks = _tile_rows(spec), _tile_marks(spec)
     return PicturesDefinition(
         spec,
         patches,
@@ -84,8 +83,9 @@ def define_pictures(spec: PicturesSpec, width: int) -> PicturesDefinition:
         post_norm,
         global_layers,
         projector,
-        *(table.weight for table in tables),
-        (*build.params, *late.params, *tables),
+        tile_rows.weight,
+        tile_marks.weight,
+        (*build.params, *late.params, tile_rows, tile_marks),
     )
 
 
@@ -151,4 +151,6 @@ def _marks(hidden: int, parts: Sequence[Tensor]) -> Tensor:
 
 
 def _declared(name: str, *shape: int) -> TensorDecl:
-    return TensorDecl(name=f"{ROOM}.{name}", gguf=f"v.{name}", shape=shape, role="bias" if len(shape) == 1 else "matrix")
+    return TensorDecl(
+        name=f"{ROOM}.{name}", gguf=f"v.{name}", shape=shape, role="bias" if len(shape) == 1 else "matrix"
+    )

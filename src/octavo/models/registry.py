@@ -101,8 +101,8 @@ from octavo.models.mamba import MAMBA2_GGUF, MAMBA_GGUF
 from octavo.models.pooling import causal_name
 from octavo.models.spec import ModelSpec, PicturesSpec, TowerSpec
 from octavo.models.vision import gemma3 as gemma3_vision
-from octavo.models.vision import mllama as mllama_vision
 from octavo.models.vision import idefics3, internvl, llava, pixtral, qwen2_vl, qwen3_vl
+from octavo.models.vision import mllama as mllama_vision
 from octavo.models.vision.vit import FLATTENED
 
 logger = logging.getLogger("octavo.models")

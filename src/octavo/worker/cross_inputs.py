@@ -37,7 +37,7 @@ class Crossing:
         self._workspace = self._new_workspace(0)
 
     def write(self, rows: Tensor, lens: Sequence[int], block_ids: Sequence[list[list[int]]]) -> None:
-        """`rows`: of several requests, `lens` of each. `block_ids`: of each the blocks that it has just got, by group."""
+        """`rows`: of several requests, `lens` of each. `block_ids`: of each the blocks that it just got, by group."""
         if len(rows) > self._workspace.capacity:
             self._workspace = self._new_workspace(len(rows))
         batch = self._batch(block_ids, np.array(lens, np.int32))
@@ -77,21 +77,32 @@ class CrossInputs:
         self._ops = ops
         self._device = device
 
-    def write(self, requests: Sequence[NewRequestData]) -> dict[int, tuple[View, ...]]:
+    def enter(self, requests: Sequence[NewRequestData]) -> dict[int, tuple[View, ...]]:
         """Returns nothing that is to be kept: all tokens see all rows."""
-        if not requests:
-            return {}
-        inputs = [request.encoder_token_ids for request in requests]
+        self.write(
+            [request.encoder_token_ids for request in requests],
+            [request.encoder_block_ids for request in requests],
+            [request.encoder_frames for request in requests],
+        )
+        return {}
+
+    def write(
+        self,
+        inputs: Sequence[list[int]],
+        block_ids: Sequence[list[list[int]]],
+        frames: Sequence[MediaTensor | None] = (),
+    ) -> None:
+        """`inputs`: the token ids of each request's. `block_ids`: of each the blocks that it has just got, by group.
+        `frames`: of each the frames of its sound, where the encoder hears."""
+        if not inputs:
+            return
         lens = list(map(len, inputs))
         if self._first is None:
             rows = self._encoder.run(lens, token_ids=np.fromiter(chain.from_iterable(inputs), np.int32))
         else:
-            taps = [
-                three_by_three(part, step=2) for part in self._convolved([each.encoder_frames for each in requests])
-            ]
+            taps = [three_by_three(part, step=2) for part in self._convolved(frames)]
             rows = self._encoder.run(lens, rows=torch.cat(taps))
-        self._crossing.write(rows, lens, [request.encoder_block_ids for request in requests])
-        return {}
+        self._crossing.write(rows, lens, block_ids)
 
     def _convolved(self, frames: Sequence[MediaTensor | None]) -> list[Tensor]:
         """The frames of each request [2 rows, hidden_size], after the first convolution."""

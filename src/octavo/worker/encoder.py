@@ -57,8 +57,8 @@ class EncoderRunner:
         Either `token_ids` int32 [T], on the host, or `rows` [T, width] of the table's type, on the device. `key_ends`
         int32 [T]: see `reference_attention.attention`. `positions` int32 [T], or [parts, T]: of the rows, where they
         are not 0, 1, ... of each sequence. `parts`: (number, keys) of the rows of the only sequence, in order: so many
-        see its first keys, and layers are not causal. Returns the program's output of the table's type, [T, width] or that of the
-        rows `needed`, int64 in rising order: a view, valid until the next run.
+        see so many of its first keys, and layers are not causal. Returns the program's output of the table's type,
+        [T, width] or that of the rows `needed`, int64 in rising order: a view, valid until the next run.
         """
         counts = np.array(lens, np.int32)
         total = int(counts.sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -194,7 +195,7 @@ def _cut(
     for slot, count, start, rows in zip(*(each.tolist() for each in (slots, counts, starts, num_rows)), strict=True):
         places = [view.first_token for view in states.views[slot] if start < view.first_token < start + count]
         bounds = [start, *places, start + count]
-        cut += [(slot, end - first, first, 0) for first, end in zip(bounds[:-1], bounds[1:], strict=True)]
+        cut += [(slot, end - first, first, 0) for first, end in pairwise(bounds)]
         cut[-1] = (*cut[-1][:3], rows)
     found = np.array(cut, np.int64)
     return found[:, 0].copy(), found[:, 1].copy(), found[:, 2].copy(), found[:, 3].copy()

@@ -109,7 +109,7 @@ class MediaEncoder:
         """`patches` uint8 [S, P, values], the same of each channel after the other; `positions` int32 [S, P], or
         [parts, S, P]; `levels` float32 [3, 256]."""
         num_sequences, length, width = patches.shape
-        values = pixel_values(patches, levels).reshape(patches.shape)
+        values = pixel_values(patches, levels).reshape(num_sequences, length, width)
         if self._spec.frames > 1:  # a picture stands still
             still = values.reshape(num_sequences, length, 3, 1, width // 3)
             values = np.repeat(still, self._spec.frames, 3)

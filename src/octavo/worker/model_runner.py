@@ -167,7 +167,9 @@ class ModelRunner:
             if host.muted_rows is not None:
                 (batch.replaced_index,) = self._device.upload(host.muted_rows)
                 shape = (len(host.muted_rows), self._model.spec.hidden_size)
-                batch.replaced_rows = torch.zeros(shape, dtype=self._ops.activation_dtype, device=batch.token_ids.device)
+                batch.replaced_rows = torch.zeros(
+                    shape, dtype=self._ops.activation_dtype, device=batch.token_ids.device
+                )
             if self._media is not None and states.media:
                 self._media.place(batch, host, states.media)
             if self._adapters is not None:
@@ -208,7 +210,7 @@ class ModelRunner:
         if self._pooler is not None:
             self._pooler.apply(plan)
         if self._crossing is not None:
-            states.views |= self._crossing.write(plan.new_requests)
+            states.views |= self._crossing.enter(plan.new_requests)
         for known in plan.cached_requests:
             states.update(known)
 

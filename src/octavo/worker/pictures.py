@@ -46,7 +46,7 @@ class PictureInputs:
         self._tower = _Tower(model.definition.pictures, model, ops, device)
         self._device, self._dtype = device, ops.activation_dtype
 
-    def write(self, requests: Sequence[NewRequestData]) -> dict[int, tuple[View, ...]]:
+    def enter(self, requests: Sequence[NewRequestData]) -> dict[int, tuple[View, ...]]:
         """By slot, what the tokens of each request see."""
         encoded: dict[bytes, Tensor] = {}
         views, rows = {}, []

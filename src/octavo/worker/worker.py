@@ -95,10 +95,6 @@ class Worker:
 
         loaded = load(checkpoint)
         kv_dtype = self._kv_cache_dtype(loaded, device)
-        if config.lora.enable_lora and loaded.spec.pictures is not None:
-            raise InvalidConfig(
-                "--enable-lora: a model whose layers see pictures beside the text takes no adapters. Leave it out."
-            )
         loaded = with_adapters(loaded, config.lora, ops, device.default_batched_tokens)
         if config.lora.enable_lora:
             self._adapters = AdapterStore(loaded.model.definition, config.model, config.lora, checkpoint)
@@ -174,7 +170,9 @@ class Worker:
         # A context that was cut to fit the cache needs no larger steps.
         max_num_batched_tokens = min(max_num_batched_tokens, self._max_num_batched_tokens(plan.max_model_len, device))
         if loaded.model.definition.crossing is not None and config.cache.enable_prefix_caching:
-            logger.info("prefix caching is off: what the tokens of this model mean depends on what layers see beside them")
+            logger.info(
+                "prefix caching is off: what the tokens of this model mean depends on what layers see beside them"
+            )
         if _state_values(loaded.model.definition) and config.cache.enable_prefix_caching:
             logger.info("prefix caching is off: layers of this model keep a state, and no earlier token's is kept")
         seconds["kv cache"] = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Llama 3.2 with its vision and Llama 4: a picture on the canvas of tiles that it fits best, without being distorted."""
+"""Llama 3.2 with its vision: a picture on the canvas of tiles that it fits best, with its own ratio."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def on_canvas(pixels: np.ndarray, side: int, grid: tuple[int, int], resample: in
     """In the corner of a black canvas, no larger than it is, but as large as a tile."""
     height, width = pixels.shape[:2]
     canvas = np.zeros((grid[0] * side, grid[1] * side, 3), np.uint8)
-    room = (min(max(length, side), most) for length, most in zip((height, width), canvas.shape, strict=False))
-    new_height, new_width = scaled(height, width, *room)
+    room = [min(max(length, side), count * side) for length, count in zip((height, width), grid, strict=True)]
+    new_height, new_width = scaled(height, width, room[0], room[1])
     canvas[:new_height, :new_width] = images.resized(pixels, new_height, new_width, resample)
     return canvas
 
@@ -53,7 +53,9 @@ def tile_side(settings: Mapping[str, Any], image_size: int) -> int:
     """Of a tile, as the image processor's settings and the tower have it. Raises CheckpointError where they differ."""
     size = settings.get("size") or {"height": image_size, "width": image_size}
     if size != {"height": image_size, "width": image_size}:
-        raise CheckpointError(f"The image processor's `size` is {size}, and the tower sees {image_size} x {image_size}.")
+        raise CheckpointError(
+            f"The image processor's `size` is {size}, and the tower sees {image_size} x {image_size}."
+        )
     for key in ("do_resize", "do_pad"):
         if settings.get(key) is False:
             raise CheckpointError(f"The image processor's `{key}` is false, which cuts no tiles.")
@@ -81,7 +83,8 @@ class MllamaProcessor:
             if name != "detail":
                 raise InvalidRequest(f"The model's image processor has no option `{name}`.", "mm_processor_kwargs")
         most = 1 if options.get("detail") == "low" else self._most
-        grid = best_grid(*pixels.shape[:2], self._side, most)
+        height, width = pixels.shape[:2]
+        grid = best_grid(height, width, self._side, most)
         canvas = on_canvas(pixels, self._side, grid, self._resample)
         cut = [images.patches(tile, self._patch_size)[0] for tile in images.tiles(canvas, self._side, self._side)]
         arrays = {
