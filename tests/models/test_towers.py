@@ -63,6 +63,11 @@ TEXTS: dict[str, dict[str, Any]] = {
     },
     "Gemma3": GEMMA,
     "PaliGemma": {"model_type": "gemma", "head_dim": 16},
+    "Llama4": {
+        "model_type": "llama4_text", "head_dim": 16, "intermediate_size_mlp": 96, "num_local_experts": 4,
+        "interleave_moe_layer_step": 2, "no_rope_layers": [1, 0], "attention_chunk_size": 64, "bos_token_id": 1,
+        "pad_token_id": 2,
+    },
 }  # fmt: skip
 VISION: dict[str, Any] = {
     "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 16,
@@ -186,6 +191,16 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         },
         {**LLAVA, "image_grid_pinpoints": [[16, 32], [32, 16], [32, 32], [48, 16]]},
     ),
+    "llama4": (
+        "Llama4",
+        {
+            "vision_config": {
+                **VISION, "intermediate_size": 192, "projector_input_dim": 40, "projector_output_dim": 40,
+                "vision_output_dim": 40,
+            },
+        },
+        {"size": {"height": 16, "width": 16}},
+    ),
     "smolvlm": ("SmolVLM", {"vision_config": VISION, "scale_factor": 4}, IDEFICS),
 }  # fmt: skip
 
@@ -200,6 +215,20 @@ def _turn_experts(path: Path) -> None:
     for name in [name for name in tensors if "layers.0.mlp.experts" in name]:
         tensors[name] = tensors[name].transpose(1, 2).contiguous()
     save_file(tensors, path)
+
+
+def _shown(media: PreparedMedia, patch: int, side: int) -> torch.Tensor:
+    """float32 [tiles, 3, side, side], of an item whose patches have positions of three parts."""
+    tensors = {
+        name: np.frombuffer(each.data, each.dtype).reshape(each.shape).copy() for name, each in media.tensors.items()
+    }
+    patches, (_, columns, lines) = tensors["patches"], tensors["positions"]
+    shown = np.empty((len(patches), 3, side, side), np.float32)
+    for tile, at in np.ndindex(patches.shape[:2]):
+        x, y = columns[tile, at] * patch, lines[tile, at] * patch
+        values = patches[tile, at].reshape(3, patch, patch)
+        shown[tile, :, y : y + patch, x : x + patch] = [tensors["levels"][c][values[c]] for c in range(3)]
+    return torch.from_numpy(shown)
 
 
 class Case:
@@ -279,6 +308,9 @@ class Case:
             from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
             return dict(LlavaNextImageProcessorPil(**self.settings)(list(images), return_tensors="pt"))
+        if self.family == "Llama4":  # whose processor resizes with torchvision: what it sees is octavo's
+            shown = [self.processor.image(image, {}) for image in images]
+            return {"pixel_values": torch.cat([_shown(each, 4, 16) for each in shown])}
         return {"pixel_values": self.pixel_values(images)}
 
     def pixel_values(self, images: Sequence[np.ndarray]) -> torch.Tensor:

@@ -305,6 +305,8 @@ class _Packer:
 
     def _table(self, param: Param) -> Tensor | QuantizedWeight:
         table = self._reader.matrix(param.parts[0])
+        if param.made is not None:
+            table = param.made([as_floats(table)])
         if param.first_row is not None:
             table = as_floats(table).to(torch.float32, copy=True)
             table[0] += self._reader.vector(param.first_row)

@@ -53,7 +53,8 @@ class Param:
     other_rows: TensorDecl | None = None  # and one that is added to all others
     #: A table of which each row is added to all rows of a copy of the embedding; the copies stand behind each other.
     added_rows: TensorDecl | None = None
-    #: A vector or table that follows from its parts, float32 each, so; None: they stand behind each other.
+    #: A vector that follows from its parts, float32 each, so; None: they stand behind each other. An embedding that
+    #: follows from the table that is stored.
     made: Callable[[Sequence[Tensor]], Tensor] | None = None
 
     @property

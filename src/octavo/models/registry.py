@@ -102,6 +102,7 @@ from octavo.models.pooling import causal_name
 from octavo.models.spec import ModelSpec, PicturesSpec, TowerSpec
 from octavo.models.vision import gemma3 as gemma3_vision
 from octavo.models.vision import idefics3, internvl, llava, pixtral, qwen2_vl, qwen3_vl
+from octavo.models.vision import llama4 as llama4_vision
 from octavo.models.vision import mllama as mllama_vision
 from octavo.models.vision.vit import FLATTENED
 
@@ -281,6 +282,7 @@ SEEING: Final[dict[str, Seeing]] = {
         gemma3_vision.paligemma, gemma3_vision.PALIGEMMA_HF, text=gemma3_vision.text
     ),
     "LlavaNextForConditionalGeneration": Seeing(llava.next_tower, llava.HF_NEXT),
+    "Llama4ForConditionalGeneration": Seeing(llama4_vision.tower, llama4_vision.HF),
     "MllamaForConditionalGeneration": Seeing(mllama_vision.tower, mllama_vision.HF, text=mllama.seeing),
 }
 #: A LLaVA by its name.
@@ -289,7 +291,6 @@ PIXTRAL: Final = Seeing(pixtral.tower, pixtral.HF)
 _WITH_TEXT: Final = frozenset(
     {
         "Gemma3nForConditionalGeneration", "Gemma4ForConditionalGeneration",
-        "Llama4ForConditionalGeneration",
         "VipLlavaForConditionalGeneration", *SEEING,
         "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration",
     }

@@ -103,6 +103,7 @@ class ProjectorSpec:
     norm: NormSpec | None = None  # in front
     merges_by_matrix: bool = False  # then a matrix that makes rows that were merged as wide as each of them was
     inner_size: int = 0  # 0: one matrix
+    middle_size: int = 0  # of a matrix between the two, with the activation behind it; 0: there is none
     activation: Activation = "gelu"
     bias: bool = True
 
@@ -119,6 +120,7 @@ class TowerSpec:
     num_positions: int  # of the table; that of the class token is the first. 0: there is none
     layers: tuple[Layer, ...]
     has_class_token: bool = False  # in front of the patches of each picture
+    class_is_last: bool = False  # in the stored table of positions
     keeps_class: bool = False  # its row is the first of a picture's
     patch_bias: bool = True
     pre_norm: NormSpec | None = None  # before the layers

@@ -72,7 +72,7 @@ class EncoderRunner:
         if positions is not None:
             (given,) = self._device.upload(positions)
             if positions.ndim > 1:
-                batch.position_parts = given
+                batch.position_parts, batch.positions = given, given[0]
             else:
                 batch.positions = given
         kept = None if needed is None else self._device.upload(needed)[0]

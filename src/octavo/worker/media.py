@@ -115,7 +115,7 @@ class MediaEncoder:
             values = np.repeat(still, self._spec.frames, 3)
         if has_class := self._spec.has_class_token:
             values = np.pad(values, ((0, 0), (1, 0), (0, 0)))
-            positions = np.pad(positions + 1, ((0, 0), (1, 0)))
+            positions = np.pad(positions + 1, [(0, 0)] * (positions.ndim - 1) + [(1, 0)])
         length = values.shape[1]
         (rows,) = self._device.upload(np.ascontiguousarray(values.reshape(-1, self._spec.patch_values)))
         needed = None

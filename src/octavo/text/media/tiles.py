@@ -1,4 +1,4 @@
-"""Llama 3.2 with its vision: a picture on the canvas of tiles that it fits best, with its own ratio."""
+"""Llama 3.2 with its vision and Llama 4: a picture on the canvas of tiles that it fits best, with its own ratio."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from octavo.base.media import PreparedMedia
 from octavo.text.media import images
 
 _BILINEAR: Final = 2
+#: Of Llama 4: what stands for a row, and around and between the tiles.
+_ROW: Final = "<|patch|>"
+_BEGIN, _END, _WHOLE = "<|image_start|>", "<|image_end|>", "<|image|>"
+_NEXT, _LINE = "<|tile_x_separator|>", "<|tile_y_separator|>"
+_MOST: Final = 64
 
 
 def grids(most: int) -> list[tuple[int, int]]:
@@ -93,3 +98,52 @@ class MllamaProcessor:
             "ratio": np.array([1 + grids(self._most).index(grid)], np.int32),  # 0 is none
         }
         return images.prepared("image", arrays, 1, self.placeholder)
+
+
+class Llama4Processor:
+    """`processor.MediaProcessor`. `settings`: of the image processor; `patch_size` and `image_size`: the tower's, of a
+    tile; `merge`: so many patches along a side are one row. Behind several tiles comes the whole picture as one."""
+
+    placeholder = _WHOLE
+    row_text = _ROW
+
+    def __init__(
+        self, settings: Mapping[str, Any], *, placeholder_id: int, patch_size: int, image_size: int, merge: int
+    ) -> None:
+        self.placeholder_id = placeholder_id
+        self._side, self._patch_size, self._merge = tile_side(settings, image_size), patch_size, merge
+        if settings.get("resize_to_max_canvas"):
+            raise CheckpointError("The image processor's `resize_to_max_canvas` is not implemented: set it to false.")
+        self._most = int(settings.get("max_patches") or 16)
+        self._resample = int(settings.get("resample", _BILINEAR))
+        self._levels = images.levels(settings, images.HALF, images.HALF, rounded=images.bfloat16)
+
+    def image(self, pixels: np.ndarray, options: Mapping[str, Any]) -> PreparedMedia:
+        for name, value in options.items():
+            is_count = name == "max_patches" and type(value) is int and 0 < value <= _MOST
+            if not is_count and name != "detail":
+                raise InvalidRequest(
+                    f"The model's image processor has no option `{name}` with this value. It has `max_patches` (tiles, "
+                    f"1 to {_MOST}).",
+                    "mm_processor_kwargs",
+                )
+        most = 1 if options.get("detail") == "low" else int(options.get("max_patches", self._most))
+        height, width = pixels.shape[:2]
+        lines, columns = best_grid(height, width, self._side, most)
+        canvas = on_canvas(pixels, self._side, (lines, columns), self._resample)
+        tiles = images.tiles(canvas, self._side, self._side)
+        if len(tiles) > 1:
+            tiles.append(images.resized(pixels, self._side, self._side, self._resample))
+        cut = [images.patches(tile, self._patch_size, self._merge) for tile in tiles]
+        places = np.stack([places for _, places in cut]).transpose(2, 0, 1)  # lines, columns
+        along = self._side // self._patch_size
+        arrays = {
+            "patches": np.stack([found for found, _ in cut]),
+            # Of the class, at position 0 of the table, column and line are 0 too.
+            "positions": np.stack((places[0] * along + places[1], places[1], places[0])),
+            "levels": self._levels,
+        }
+        rows = (along // self._merge) ** 2
+        tile = _ROW * rows
+        of_tiles = (_NEXT.join([tile] * columns) + _LINE) * lines if len(tiles) > 1 else ""
+        return images.prepared("image", arrays, rows * len(tiles), f"{_BEGIN}{of_tiles}{_WHOLE}{tile}{_END}")
