@@ -19,6 +19,7 @@ from octavo.cache.pictures import Picture, picture_rows
 from octavo.ops.run import Runner
 from octavo.ops.table import Ops, bind
 from octavo.wire.messages import AddRequest
+from octavo.worker import pictures
 from octavo.worker import worker as worker_module
 from support.tiny_mllama import IMAGE, asking, logprobs_of, make_mllama, pixels
 
@@ -91,6 +92,25 @@ def test_preempted_requests_see_their_pictures_again(both: tuple[Any, Engine]) -
     tight = engine.run(asked, scheduler=scheduler)
     assert tight.num_preemptions > 0 and tight.replies == expected
     assert scheduler.kv.num_blocks_used == 0
+
+
+def test_a_picture_is_encoded_once_for_all_who_ask_about_it(
+    both: tuple[Any, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, engine = both
+    images = [pixels(20, 20, seed) for seed in range(50, 56)]
+    encoded: list[bytes] = []
+    encode = pictures._Tower.encode
+    monkeypatch.setattr(
+        pictures._Tower, "encode", lambda self, item: (encoded.append(item.digest), encode(self, item))[1]
+    )
+    asked = [asking(number, [IMAGE, number], [images[number % 2]], max_tokens=1) for number in range(4)]
+    first = run(engine, asked)
+    assert len(encoded) == len(set(encoded)) == 2
+    assert run(engine, asked) == first and len(encoded) == 2
+    for image in images[2:]:
+        run(engine, [asking(9, [IMAGE], [image], max_tokens=1)])
+    assert run(engine, asked) == first and len(encoded) == 2 + 4 + 2, "four are kept"
 
 
 def test_operations_one_by_one_are_the_native_program(

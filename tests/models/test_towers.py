@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.harness import Engine
+from octavo.base.errors import CheckpointError
 from octavo.base.media import MediaItem, PreparedMedia, place_media
 from octavo.base.params import SamplingParams
+from octavo.models.config_reader import ConfigReader
+from octavo.models.families import llama
+from octavo.models.vision import llama4, mllama
 from octavo.ops.run import Runner
 from octavo.ops.table import Ops, bind
 from octavo.text.media.table import media_processor
 from octavo.wire.messages import AddRequest
 from octavo.worker import worker as worker_module
+from support.tiny_mllama import VISION as MLLAMA
 
 IMAGE = 90
 TEXT: dict[str, Any] = {
@@ -388,3 +394,32 @@ def test_operations_one_by_one_are_the_native_program(case: Case, monkeypatch: p
     engine = Engine(case.path)
     ids, media = case.prompt([pixels(30, 20, 1), pixels(16, 16, 2)])
     assert case.reply(ids, media, engine=engine) == case.reply(ids, media)
+
+
+@pytest.mark.parametrize(
+    ("family", "vision", "told"),
+    [
+        ("Llama4", {"pixel_shuffle_ratio": 0.4}, "pixel_shuffle_ratio = '0.4'"),
+        ("Llama4", {"intermediate_size": 65}, "intermediate_size = '65'"),
+        ("Llama4", {"vision_output_dim": 41}, "vision_output_dim = '41'"),
+        ("Llama4", {"hidden_act": "silu"}, "hidden_act = 'silu'"),
+        ("Llama4", {"vision_feature_layer": -2}, "vision_feature_layer = '-2'"),
+        ("Llama4", {"num_attention_heads": 8}, "num_attention_heads = '8'"),
+        ("Mllama", {"intermediate_layers_indices": [2, 0]}, "is not in rising order"),
+        ("Mllama", {"intermediate_layers_indices": [4]}, "numbers of the 4 layers"),
+        ("Mllama", {"vision_output_dim": 7}, "vision_output_dim = '7'"),
+        ("Mllama", {"supported_aspect_ratios": [[1, 1]]}, "supported_aspect_ratios = "),
+        ("Mllama", {"image_size": [16, 32]}, "is not the side of a square"),
+        ("Mllama", {"num_channels": 1}, "num_channels = '1'"),
+    ],
+)
+def test_towers_that_are_not_implemented_are_refused_by_key_and_value(
+    family: str, vision: dict[str, Any], told: str
+) -> None:
+    made, usual = {"Llama4": (llama4.tower, CASES["llama4"][1]["vision_config"]), "Mllama": (mllama.tower, MLLAMA)}[
+        family
+    ]
+    text = llama.spec(ConfigReader({**TEXT, "hidden_act": "silu"}))
+    made(ConfigReader({"vision_config": usual}), text)
+    with pytest.raises(CheckpointError, match=re.escape(told)):
+        made(ConfigReader({"vision_config": {**usual, **vision}}), text)

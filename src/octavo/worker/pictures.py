@@ -32,10 +32,12 @@ from octavo.worker.media import array, pixel_values
 
 #: Of a request.
 MOST_PICTURES: Final = 4
+#: So many pictures' rows are kept for who asks about them again, the last ones.
+_KEPT: Final = 4
 
 
 class PictureInputs:
-    """Of the tower's rows nothing is kept: a preempted request's pictures are encoded again."""
+    """Owns the rows of the last pictures; of others they are encoded again, as for a preempted request."""
 
     def __init__(self, model: Transformer, ops: Ops, device: Device, kv_caches: KVCaches, block_size: int) -> None:
         assert model.definition.pictures is not None
@@ -45,16 +47,13 @@ class PictureInputs:
         self._width = model.spec.hidden_size
         self._tower = _Tower(model.definition.pictures, model, ops, device)
         self._device, self._dtype = device, ops.activation_dtype
+        self._kept: dict[bytes, Tensor] = {}  # by digest, the one read last at the end
 
     def enter(self, requests: Sequence[NewRequestData]) -> dict[int, tuple[View, ...]]:
         """By slot, what the tokens of each request see."""
-        encoded: dict[bytes, Tensor] = {}
         views, rows = {}, []
         for request in requests:
-            for item in request.encoder_media:
-                if item.digest not in encoded:
-                    encoded[item.digest] = self._tower.encode(item)
-            own = [encoded[item.digest] for item in request.encoder_media]
+            own = [self._rows(item) for item in request.encoder_media]
             laid = picture_rows(
                 pictures_of(request.encoder_media, self._spec.tile_rows), self._spec.num_rows, self._block_size
             )
@@ -68,6 +67,13 @@ class PictureInputs:
             lens = list(map(len, rows))
             self._crossing.write(torch.cat(rows), lens, [request.encoder_block_ids for request in requests])
         return views
+
+    def _rows(self, item: MediaItem) -> Tensor:
+        rows = self._kept.pop(item.digest, None)
+        self._kept[item.digest] = rows = self._tower.encode(item) if rows is None else rows
+        if len(self._kept) > _KEPT:
+            del self._kept[next(iter(self._kept))]
+        return rows
 
 
 def pictures_of(media: Sequence[MediaItem], tile_rows: int) -> list[Picture]:
@@ -91,8 +97,9 @@ def picture_bytes(definition: Definition, ops: Ops, block_size: int) -> int:
     buffers = sum(Workspace(each, num_rows, ops.activation_dtype, meta).num_bytes for each in pictures.programs)
     scratch = sum(EncoderRunner.scratch_bytes(each, ops, num_rows, 1) for each in pictures.programs)
     most = most_rows(definition, block_size)
-    kept = Workspace(crossing, most, ops.activation_dtype, meta).num_bytes
-    return buffers + scratch + kept + (values + 2 * most * definition.spec.hidden_size) * torch.float32.itemsize
+    written = Workspace(crossing, most, ops.activation_dtype, meta).num_bytes
+    values += (2 * most + _KEPT * spec.num_rows) * definition.spec.hidden_size
+    return buffers + scratch + written + values * torch.float32.itemsize
 
 
 class _Tower:
