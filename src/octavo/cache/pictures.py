@@ -14,6 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+from octavo.base.media import MediaItem
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,12 @@ class PictureRows:
     views: tuple[View, ...]  # in the order of the tokens, the first from token 0 on
 
 
-NO_PICTURES = PictureRows((0,), (View(0, (0,), 1, is_muted=True),))
+def pictures_of(media: Sequence[MediaItem], tile_rows: int) -> list[Picture]:
+    """`tile_rows`: rows of a tile, of which a picture has as many as there are patches of."""
+    return [Picture(item.offset, item.tensors["patches"].shape[0] * tile_rows) for item in media]
+
+
+NO_PICTURES: Final = PictureRows((0,), (View(0, (0,), 1, is_muted=True),))
 
 
 def picture_rows(pictures: Sequence[Picture], num_rows: int, block_size: int) -> PictureRows:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo.base.media import MediaItem
-from octavo.cache.pictures import Picture, View, most_places, picture_rows
+from octavo.cache.pictures import View, most_places, picture_rows, pictures_of
 from octavo.device.base import Device
 from octavo.models.decoder import Definition
 from octavo.models.pictures import PicturesDefinition, num_padded
@@ -54,9 +54,8 @@ class PictureInputs:
         views, rows = {}, []
         for request in requests:
             own = [self._rows(item) for item in request.encoder_media]
-            laid = picture_rows(
-                pictures_of(request.encoder_media, self._spec.tile_rows), self._spec.num_rows, self._block_size
-            )
+            pictures = pictures_of(request.encoder_media, self._spec.tile_rows)
+            laid = picture_rows(pictures, self._spec.num_rows, self._block_size)
             views[request.slot] = laid.views
             if own:
                 (source,) = self._device.upload(np.array(laid.source, np.int64))
@@ -74,10 +73,6 @@ class PictureInputs:
         if len(self._kept) > _KEPT:
             del self._kept[next(iter(self._kept))]
         return rows
-
-
-def pictures_of(media: Sequence[MediaItem], tile_rows: int) -> list[Picture]:
-    return [Picture(item.offset, item.tensors["patches"].shape[0] * tile_rows) for item in media]
 
 
 def most_rows(definition: Definition, block_size: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from octavo.base.media import MediaItem
-from octavo.cache.pictures import Picture, most_places, picture_rows
+from octavo.cache.pictures import most_places, picture_rows, pictures_of
 from octavo.wire.messages import AddRequest
 
 
@@ -25,8 +25,8 @@ class PictureTiles:
 
     def num_rows(self, media: tuple[MediaItem, ...]) -> int:
         """Places of a request."""
-        pictures = [Picture(item.offset, item.tensors["patches"].shape[0] * self.tile_rows) for item in media]
-        return len(picture_rows(pictures, self.tiles * self.tile_rows, self.block_size).source)
+        laid = picture_rows(pictures_of(media, self.tile_rows), self.tiles * self.tile_rows, self.block_size)
+        return len(laid.source)
 
     def refusal(self, media: tuple[MediaItem, ...]) -> str | None:
         if len(media) > self.most:
