@@ -72,10 +72,7 @@ def define_encoder(spec: EncoderSpec, embedding: Weight | None = None) -> Encode
     residual = Buffer("residual", spec.hidden_size)
     first: Program | None = None
     if spec.frames is not None:
-        _convolve(build, spec, "conv1", spec.frames.channels, residual)
-        first = program(build.ops, residual)
-        build.ops.clear()
-        _convolve(build, spec, "conv2", spec.hidden_size, residual)
+        first = program(convolutions(build, spec.frames, residual, spec.name, spec.gguf), residual)
     elif not spec.input_width:
         if spec.vocab_size:
             table = Matrix(name=f"{spec.name}.embed_tokens", gguf=f"{spec.gguf}.token_embd", rows=spec.vocab_size)
@@ -111,14 +108,20 @@ def define_encoder(spec: EncoderSpec, embedding: Weight | None = None) -> Encode
     return EncoderDefinition(spec, program(build.ops, output), tuple(build.params), derived, first)
 
 
-def _convolve(build: Builder, spec: EncoderSpec, name: str, channels: int, out: Buffer) -> None:
-    """Of rows that hold three frames: of each channel its three values."""
-    assert spec.frames is not None
-    taps = Buffer(f"{name}.taps", 3 * channels)
-    build.ops.append(GivenRows(out=taps))
-    matrix = Matrix(name=f"{spec.name}.{name}", gguf=f"{spec.gguf}.{name}", rows=spec.hidden_size, bias=True)
-    summed = build.linear(taps, f"{spec.name}.{name}", [matrix], None)
-    build.ops.append(Act(out=out, x=summed, kind=spec.frames.activation, gated=False, parameters=None))
+def convolutions(build: Builder, spec: FramesSpec, out: Buffer, name: str, gguf: str) -> list[Op]:
+    """The second one, of which `out` are the rows. Returns the first, as operations of a program of its own.
+
+    The input of each are rows that hold three frames: of each channel its three values.
+    """
+    firsts: list[Op] = []
+    for conv, channels in (("conv1", spec.channels), ("conv2", out.width)):
+        firsts = build.cut()
+        taps = Buffer(f"{conv}.taps", 3 * channels)
+        build.ops.append(GivenRows(out=taps))
+        matrix = Matrix(name=f"{name}.{conv}", gguf=f"{gguf}.{conv}", rows=out.width, bias=True)
+        summed = build.linear(taps, f"{name}.{conv}", [matrix], None)
+        build.ops.append(Act(out=out, x=summed, kind=spec.activation, gated=False, parameters=None))
+    return firsts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,6 +86,8 @@ from octavo.models.families import (
     starcoder2,
     whisper,
 )
+from octavo.models.hearing import ultravox
+from octavo.models.hearing import whisper as whisper_tower
 from octavo.models.layout import (
     EXPERTS_GGUF,
     EXPERTS_HF,
@@ -278,6 +280,8 @@ SEEING: Final[dict[str, Seeing]] = {
         gemma3_vision.paligemma, gemma3_vision.PALIGEMMA_HF, text=gemma3_vision.text
     ),
     "LlavaNextForConditionalGeneration": Seeing(llava.next_tower, llava.HF_NEXT),
+    # These hear.
+    "UltravoxModel": Seeing(ultravox.tower, ultravox.HF, (ultravox.GATED,)),
 }
 #: A LLaVA by its name.
 PIXTRAL: Final = Seeing(pixtral.tower, pixtral.HF)
@@ -405,7 +409,7 @@ def _with_tower(family: Family, config: dict[str, Any]) -> Family:
             splits=splits,
             transposed=transposed,
             either_way=seeing.either_way,
-            flattened=FLATTENED,
+            flattened=f"{FLATTENED}|{whisper_tower.FLATTENED}",
         )
     return replace(family, hf=hf)
 

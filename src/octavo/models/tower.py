@@ -58,7 +58,7 @@ def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
         table = build.table(f"{ROOM}.positions", "v.position_embd", (spec.num_positions, spec.hidden_size))
         stages.append(Stage(_cut(build, residual)))
     elif spec.num_positions:
-        _add_positions(build, spec, residual)
+        add_positions(build, spec, residual)
     if spec.pre_norm is not None:
         build.norm_in_place(residual, spec.pre_norm, f"{ROOM}.pre_norm", "v.pre_ln")
     for number, layer in enumerate(spec.layers):
@@ -100,21 +100,21 @@ def _head(build: Builder, spec: TowerSpec, rows: Buffer, width: int) -> Buffer:
     """What makes rows of the language model of those of the last layer."""
     if spec.post_norm is not None:
         rows = build.norm(rows, spec.post_norm, f"{ROOM}.post_norm", "v.post_ln")
-    rows = _merged(build, spec, rows)
-    return _projected(build, spec.projector, rows, width, f"{ROOM}.projector", spec.hidden_size)
+    rows = merged(build, spec, rows)
+    return projected(build, spec.projector, rows, width, f"{ROOM}.projector", spec.hidden_size)
 
 
 def _tap(build: Builder, spec: TowerSpec, residual: Buffer, width: int, number: int) -> Program:
     after = build.cut()  # the beginning of the next stage
     build.ops.append(GivenRows(out=residual))
     name = f"{ROOM}.taps.{number}"
-    rows = _projected(build, spec.tap_projector, _merged(build, spec, residual), width, name, spec.hidden_size)
+    rows = projected(build, spec.tap_projector, merged(build, spec, residual), width, name, spec.hidden_size)
     made = program(build.cut(), rows)
     build.ops += after
     return made
 
 
-def _merged(build: Builder, spec: TowerSpec, rows: Buffer) -> Buffer:
+def merged(build: Builder, spec: TowerSpec, rows: Buffer) -> Buffer:
     if spec.merge == 1:
         return rows
     merged = build.buffer("merged", spec.hidden_size * (1 if spec.merge_kind == "mean" else spec.merge))
@@ -122,7 +122,7 @@ def _merged(build: Builder, spec: TowerSpec, rows: Buffer) -> Buffer:
     return merged
 
 
-def _add_positions(build: Builder, spec: TowerSpec, residual: Buffer) -> None:
+def add_positions(build: Builder, spec: TowerSpec, residual: Buffer) -> None:
     """With the vector of the class token, whose patch is all zeros, in the row of its position."""
     table = Matrix(name=f"{ROOM}.positions", gguf="v.position_embd", rows=spec.num_positions)
     weight = build.matrices(f"{ROOM}.positions", [table], spec.hidden_size, None, "embedding")
@@ -137,7 +137,7 @@ def _add_positions(build: Builder, spec: TowerSpec, residual: Buffer) -> None:
     build.ops.append(Add(residual=residual, x=out))
 
 
-def _projected(build: Builder, spec: ProjectorSpec, rows: Buffer, width: int, name: str, size: int) -> Buffer:
+def projected(build: Builder, spec: ProjectorSpec, rows: Buffer, width: int, name: str, size: int) -> Buffer:
     """`size`: of the rows that were merged."""
     if spec.norm is not None:
         rows = build.norm(rows, spec.norm, f"{name}.norm", "mm.norm")
@@ -145,9 +145,13 @@ def _projected(build: Builder, spec: ProjectorSpec, rows: Buffer, width: int, na
         rows = build.linear(rows, f"{name}.merger", [Matrix(name=f"{name}.merger", gguf="mm.merger", rows=size)], None)
     if not spec.inner_size:
         return build.linear(rows, name, [Matrix(name=name, gguf="mm.0", rows=width, bias=spec.bias)], None)
-    up = Matrix(name=f"{name}.up", gguf="mm.0", rows=spec.inner_size, bias=spec.bias)
-    inner = build.linear(rows, f"{name}.up", [up], None)
+    names = ("gate", "up") if spec.is_gated else ("up",)
+    ups = [Matrix(name=f"{name}.{each}", gguf="mm.0", rows=spec.inner_size, bias=spec.bias) for each in names]
+    inner = build.linear(rows, f"{name}.up", ups, None)
     act = build.buffer(f"{name}.act", spec.inner_size)
-    build.ops.append(Act(out=act, x=inner, kind=spec.activation, gated=False))
+    build.ops.append(Act(out=act, x=inner, kind=spec.activation, gated=spec.is_gated))
+    if spec.inner_norm is not None:
+        act = build.norm(act, spec.inner_norm, f"{name}.inner_norm", "mm.inner_norm")
     down = Matrix(name=f"{name}.down", gguf="mm.2", rows=width, bias=spec.bias)
-    return build.linear(act, f"{name}.down", [down], None)
+    out = build.linear(act, f"{name}.down", [down], None)
+    return out if spec.last_norm is None else build.norm(out, spec.last_norm, f"{name}.last_norm", "mm.last_norm")

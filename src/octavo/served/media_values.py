@@ -5,16 +5,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from octavo.base.errors import InvalidRequest
 from octavo.base.media import MediaTensor, PreparedMedia, media_digest
 from octavo.media.part import MediaPart
-
-if TYPE_CHECKING:
-    from octavo.text.media.processor import MediaProcessor
+from octavo.text.media.processor import MediaProcessor
 
 _DTYPES = ("float32", "float16")
 

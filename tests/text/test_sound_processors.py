@@ -1,0 +1,77 @@
+"""Processors of sounds: which frames go to the encoder, how many tokens a sound is, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from octavo.base.errors import CheckpointError, InvalidRequest
+from octavo.base.media import MediaTensor
+from octavo.text.media.sound_table import sound_processor, sound_settings
+from octavo.text.media.sounds import SoundProcessor
+
+ULTRAVOX: dict[str, Any] = {
+    "architectures": ["UltravoxModel"], "text_config": {"vocab_size": 128_256}, "stack_factor": 8,
+    "audio_config": {"num_mel_bins": 128, "max_source_positions": 1500},
+}  # fmt: skip
+IDS = {"<|reserved_special_token_0|>": 128_002, "<|audio|>": 128_256}
+
+
+def processor(config: dict[str, Any], settings: dict[str, Any] | None = None) -> SoundProcessor:
+    found = sound_processor(config, settings or {}, IDS.get)
+    assert found is not None
+    return found
+
+
+def array(tensor: MediaTensor) -> np.ndarray:
+    return np.frombuffer(tensor.data, tensor.dtype).reshape(tensor.shape)
+
+
+@pytest.mark.parametrize(
+    ("config", "num_samples", "pieces"),
+    [
+        (ULTRAVOX, 0, [(2, 1, 1)]),
+        (ULTRAVOX, 1, [(2, 1, 1)]),
+        (ULTRAVOX, 16_001, [(101, 51, 51)]),
+        (ULTRAVOX, 480_000, [(3000, 1500, 1500)]),
+        (ULTRAVOX, 480_001, [(3000, 1500, 1500), (16, 1, 8)]),
+        (ULTRAVOX, 959_999, [(3000, 1500, 1500), (3000, 1500, 1500)]),
+    ],
+)
+def test_a_sound_is_cut_in_pieces(config: dict[str, Any], num_samples: int, pieces: list[tuple[int, ...]]) -> None:
+    own = processor(config)
+    media = own.audio(np.full(num_samples, 0.01, np.float32), 16_000, {})
+    assert array(media.tensors["pieces"]).tolist() == list(map(list, pieces))
+    assert array(media.tensors["frames"]).shape == (sum(frames for frames, _, _ in pieces), 128)
+    assert media.rows == sum(-(-kept // own.merge) for _, _, kept in pieces) == media.text.count(own.row_text)
+
+
+def test_a_sound_is_brought_to_the_rate_of_the_encoder() -> None:
+    own = processor(ULTRAVOX)
+    assert own.audio(np.zeros(48_000, np.float32), 48_000, {}) == own.audio(np.zeros(16_000, np.float32), 16_000, {})
+
+
+def test_equal_sounds_have_equal_digests() -> None:
+    own = processor(ULTRAVOX)
+    first, same, other = (own.audio(np.full(900, value, np.float32), 16_000, {}) for value in (0.1, 0.1, 0.2))
+    assert first.digest == same.digest != other.digest
+
+
+def test_what_is_not_known_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="no option `speed`"):
+        processor(ULTRAVOX).audio(np.zeros(900, np.float32), 16_000, {"speed": 2})
+    for key, value in (("feature_size", 80), ("sampling_rate", 8_000), ("hop_length", 100), ("do_normalize", True)):
+        with pytest.raises(CheckpointError, match=f"`{key}` is {value}"):
+            processor(ULTRAVOX, {key: value})
+    with pytest.raises(CheckpointError, match="no token that could stand for a row"):
+        sound_processor({**ULTRAVOX, "text_config": {"vocab_size": 100}}, {}, IDS.get)
+    assert sound_processor({"architectures": ["LlamaForCausalLM"]}, {}, IDS.get) is None
+
+
+def test_settings_stand_in_the_newer_file_or_the_older() -> None:
+    old, new = {"feature_size": 80}, {"feature_extractor": {"feature_size": 128}}
+    assert sound_settings(new, old) == {"feature_size": 128}
+    assert sound_settings({}, old) == sound_settings(None, old) == old
+    assert sound_settings(None, None) == {}
