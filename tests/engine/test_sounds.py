@@ -12,7 +12,7 @@ from models.test_sound_towers import SOUND, Case, sound
 from octavo.wire.messages import AddRequest
 
 
-@pytest.fixture(scope="module", params=["ultravox"])
+@pytest.fixture(scope="module", params=["ultravox", "qwen2-audio"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(tmp_path_factory.mktemp("hearing"), request.param)
 

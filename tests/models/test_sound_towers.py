@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from engine.harness import Engine
 from octavo.base.errors import CheckpointError
@@ -28,13 +29,17 @@ from octavo.text.media.sound_table import sound_processor
 from octavo.text.media.sounds import SoundProcessor
 from octavo.wire.messages import AddRequest
 from octavo.worker import worker as worker_module
-from support.tiny_ultravox import AUDIO, CHANNELS, Ultravox, widen
+from support.tiny_ultravox import AUDIO, CHANNELS, ROWS, Ultravox, widen
 
 SOUND = 90
 TEXT: dict[str, Any] = {
     "model_type": "llama", "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048, "tie_word_embeddings": False,
     "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+}  # fmt: skip
+ENCODER: dict[str, Any] = {
+    "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 64, "num_mel_bins": CHANNELS,
+    "max_source_positions": ROWS,
 }  # fmt: skip
 
 
@@ -58,9 +63,38 @@ class UltravoxReference:
         return self.model.logits(ids, SOUND, list(sounds))
 
 
+class Reference:
+    """A class of transformers, which reads sounds of whole seconds."""
+
+    def __init__(self, path: Path, family: str, **options: Any) -> None:
+        config = getattr(transformers, f"{family}Config")(text_config=TEXT, audio_token_id=SOUND, **options)
+        config._attn_implementation = "eager"
+        self.family = family
+        self.model = getattr(transformers, f"{family}ForConditionalGeneration")(config).eval().float()
+        widen(self.model)
+        self.model.save_pretrained(path)
+        self.extractor = transformers.WhisperFeatureExtractor(feature_size=CHANNELS, chunk_length=1)
+
+    def logits(self, ids: list[int], sounds: Sequence[np.ndarray]) -> torch.Tensor:
+        values: dict[str, torch.Tensor] = {}
+        pieces = [np.pad(each, (0, -len(each) % 16_000)) for each in sounds]
+        if pieces:
+            found = [self.extractor._np_extract_fbank_features(each[None], "cpu")[0] for each in pieces]
+            frames = [each.reshape(CHANNELS, -1, 2 * ROWS).transpose(1, 0, 2) for each in found]
+            values["input_features"] = torch.from_numpy(np.concatenate(frames).astype(np.float32))
+        if pieces and self.family == "Qwen2Audio":
+            options = {"sampling_rate": 16_000, "return_attention_mask": True, "return_tensors": "pt"}
+            masks = self.extractor(list(sounds), padding="max_length", **options)["attention_mask"]
+            values["feature_attention_mask"] = masks
+            values["attention_mask"] = torch.ones(1, len(ids), dtype=torch.long)
+        with torch.no_grad():
+            return self.model(input_ids=torch.tensor([ids]), **values).logits[0].float()
+
+
 CASES: dict[str, Any] = {
     "ultravox": lambda path: UltravoxReference(path),
     "ultravox-of-older-files": lambda path: UltravoxReference(path, norm_inside=False, stack=4),
+    "qwen2-audio": lambda path: Reference(path, "Qwen2Audio", audio_config=ENCODER),
 }  # fmt: skip
 #: Of a token's text, as a processor asks for it.
 IDS = {"<|reserved_special_token_0|>": SOUND}.get

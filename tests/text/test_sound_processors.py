@@ -9,6 +9,7 @@ import pytest
 
 from octavo.base.errors import CheckpointError, InvalidRequest
 from octavo.base.media import MediaTensor
+from octavo.served.media_text import MediaText
 from octavo.text.media.sound_table import sound_processor, sound_settings
 from octavo.text.media.sounds import SoundProcessor
 
@@ -16,6 +17,7 @@ ULTRAVOX: dict[str, Any] = {
     "architectures": ["UltravoxModel"], "text_config": {"vocab_size": 128_256}, "stack_factor": 8,
     "audio_config": {"num_mel_bins": 128, "max_source_positions": 1500},
 }  # fmt: skip
+QWEN: dict[str, Any] = {"architectures": ["Qwen2AudioForConditionalGeneration"], "audio_token_index": 151_646}
 IDS = {"<|reserved_special_token_0|>": 128_002, "<|audio|>": 128_256}
 
 
@@ -38,6 +40,12 @@ def array(tensor: MediaTensor) -> np.ndarray:
         (ULTRAVOX, 480_000, [(3000, 1500, 1500)]),
         (ULTRAVOX, 480_001, [(3000, 1500, 1500), (16, 1, 8)]),
         (ULTRAVOX, 959_999, [(3000, 1500, 1500), (3000, 1500, 1500)]),
+        (QWEN, 1, [(6, 2, 2)]),
+        (QWEN, 16_000, [(102, 50, 50)]),
+        (QWEN, 15_841, [(102, 50, 50)]),
+        (QWEN, 15_840, [(102, 50, 50)]),
+        (QWEN, 15_680, [(100, 49, 48)]),
+        (QWEN, 480_000, [(3000, 1500, 1500)]),
     ],
 )
 def test_a_sound_is_cut_in_pieces(config: dict[str, Any], num_samples: int, pieces: list[tuple[int, ...]]) -> None:
@@ -46,6 +54,13 @@ def test_a_sound_is_cut_in_pieces(config: dict[str, Any], num_samples: int, piec
     assert array(media.tensors["pieces"]).tolist() == list(map(list, pieces))
     assert array(media.tensors["frames"]).shape == (sum(frames for frames, _, _ in pieces), 128)
     assert media.rows == sum(-(-kept // own.merge) for _, _, kept in pieces) == media.text.count(own.row_text)
+
+
+@pytest.mark.parametrize("num_samples", [480, 481, 7_777, 16_000, 123_456, 479_999])
+def test_qwen2_audio_counts_tokens_as_transformers(num_samples: int) -> None:
+    frames = -(-num_samples // 160)
+    tokens = ((frames - 1) // 2 + 1 - 2) // 2 + 1
+    assert processor(QWEN).audio(np.zeros(num_samples, np.float32), 16_000, {}).rows == tokens
 
 
 def test_a_sound_is_brought_to_the_rate_of_the_encoder() -> None:
@@ -60,6 +75,8 @@ def test_equal_sounds_have_equal_digests() -> None:
 
 
 def test_what_is_not_known_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="at most 30 s"):
+        processor(QWEN).audio(np.zeros(480_001, np.float32), 16_000, {})
     with pytest.raises(InvalidRequest, match="no option `speed`"):
         processor(ULTRAVOX).audio(np.zeros(900, np.float32), 16_000, {"speed": 2})
     for key, value in (("feature_size", 80), ("sampling_rate", 8_000), ("hop_length", 100), ("do_normalize", True)):
@@ -75,3 +92,10 @@ def test_settings_stand_in_the_newer_file_or_the_older() -> None:
     assert sound_settings(new, old) == {"feature_size": 128}
     assert sound_settings({}, old) == sound_settings(None, old) == old
     assert sound_settings(None, None) == {}
+
+
+def test_marks_stand_around_a_sound_where_the_template_writes_none() -> None:
+    own = processor(QWEN)
+    text = MediaText({"audio": (own.audio_placeholder, own.audio_placeholder_id)}, shown={"audio": own.audio_mark})
+    assert text.shown == {"audio": "<|audio_bos|><|AUDIO|><|audio_eos|>"}
+    assert text.placeholders == {"audio": "<|AUDIO|>"}

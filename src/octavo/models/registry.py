@@ -86,7 +86,7 @@ from octavo.models.families import (
     starcoder2,
     whisper,
 )
-from octavo.models.hearing import ultravox
+from octavo.models.hearing import qwen2_audio, ultravox
 from octavo.models.hearing import whisper as whisper_tower
 from octavo.models.layout import (
     EXPERTS_GGUF,
@@ -282,6 +282,7 @@ SEEING: Final[dict[str, Seeing]] = {
     "LlavaNextForConditionalGeneration": Seeing(llava.next_tower, llava.HF_NEXT),
     # These hear.
     "UltravoxModel": Seeing(ultravox.tower, ultravox.HF, (ultravox.GATED,)),
+    "Qwen2AudioForConditionalGeneration": Seeing(qwen2_audio.tower, qwen2_audio.HF),
 }
 #: A LLaVA by its name.
 PIXTRAL: Final = Seeing(pixtral.tower, pixtral.HF)
@@ -318,6 +319,10 @@ _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "mistral": {
         "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
         "num_key_value_heads": 8, "hidden_act": "silu",
+    },
+    "qwen2": {
+        "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "hidden_act": "silu",
     },
     "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4},
     "qwen3_vl_moe_text": {"norm_topk_prob": True},

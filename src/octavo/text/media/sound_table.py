@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from octavo.base.errors import CheckpointError
-from octavo.text.media.sounds import SoundProcessor, cut_ultravox
+from octavo.text.media.sounds import SoundProcessor, cut_qwen2, cut_ultravox
 
 
 def sound_processor(
@@ -61,6 +61,31 @@ def _ultravox(
     )
 
 
+def _audio_id(config: Mapping[str, Any], token_id: Callable[[str], int | None], text: str) -> int:
+    for key in ("audio_token_id", "audio_token_index"):
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    found = token_id(text)
+    return -1 if found is None else found
+
+
+def _qwen2_audio(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> SoundProcessor:
+    return SoundProcessor(
+        settings,
+        placeholder="<|AUDIO|>",
+        mark="<|audio_bos|><|AUDIO|><|audio_eos|>",
+        row_text="<|AUDIO|>",
+        row_id=_audio_id(config, token_id, "<|AUDIO|>"),
+        merge=2,
+        cut=cut_qwen2,
+        channels=_of_encoder(config, "num_mel_bins", 128),
+        most_rows=_of_encoder(config, "max_source_positions", 1500),
+    )
+
+
 _PROCESSORS: dict[str, Callable[..., SoundProcessor]] = {
     "UltravoxModel": _ultravox,
+    "Qwen2AudioForConditionalGeneration": _qwen2_audio,
 }

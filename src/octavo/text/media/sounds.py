@@ -1,4 +1,4 @@
-"""Ultravox: a sound becomes frames of mel spectra, in pieces that Whisper's encoder takes whole.
+"""Ultravox, Qwen2-Audio: a sound becomes frames of mel spectra, in pieces that Whisper's encoder takes whole.
 
 Two frames are a row of the encoder, and `merge` of these a row of the language model.
 """
@@ -63,6 +63,11 @@ class SoundProcessor:
         text = f"{before}{self.row_text * rows}{behind}"
         return prepared("audio", {"frames": frames, "pieces": pieces.astype(np.int32)}, rows, text)
 
+    @property
+    def most_samples(self) -> int:
+        """Of a piece."""
+        return self.most_frames * HOP
+
 
 def cut_ultravox(samples: np.ndarray, own: SoundProcessor) -> tuple[np.ndarray, np.ndarray]:
     """Pieces of all frames. The last of several is as long as the others, with zeros behind its own frames: of these
@@ -78,3 +83,15 @@ def cut_ultravox(samples: np.ndarray, own: SoundProcessor) -> tuple[np.ndarray, 
     elif rest:
         pieces.append((rest, -(-rest // 2), -(-rest // 2)))
     return frames, np.array(pieces)
+
+
+def cut_qwen2(samples: np.ndarray, own: SoundProcessor) -> tuple[np.ndarray, np.ndarray]:
+    """One piece, with silence behind it. Rows are whole pairs: a sound that is shorter than one has silence in it."""
+    if len(samples) > own.most_samples:
+        raise InvalidRequest(f"The model hears at most {own.most_samples / RATE:g} s of a sound.")
+    num_frames = max(3, -(-len(samples) // HOP))
+    frames = log_mel(np.pad(samples, (0, own.most_samples - len(samples))), own.channels)
+    rows = -(-num_frames // 2)
+    # The convolutions see two frames behind the last row's.
+    frames = frames[: 2 * (rows + 1)]
+    return frames, np.array([(len(frames), rows, rows // own.merge * own.merge)])
