@@ -95,6 +95,14 @@ CASES: dict[str, Any] = {
     "ultravox": lambda path: UltravoxReference(path),
     "ultravox-of-older-files": lambda path: UltravoxReference(path, norm_inside=False, stack=4),
     "qwen2-audio": lambda path: Reference(path, "Qwen2Audio", audio_config=ENCODER),
+    "voxtral": lambda path: Reference(
+        path,
+        "Voxtral",
+        audio_config={
+            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+            "num_mel_bins": CHANNELS, "max_source_positions": ROWS,
+        },
+    ),
 }  # fmt: skip
 #: Of a token's text, as a processor asks for it.
 IDS = {"<|reserved_special_token_0|>": SOUND}.get
@@ -177,7 +185,7 @@ def test_operations_one_by_one_are_the_native_program(case: Case, monkeypatch: p
     assert case.reply(ids, media, engine=Engine(case.path)) == case.reply(ids, media)
 
 
-@pytest.mark.parametrize("case", ["ultravox", "ultravox-of-older-files"], indirect=True)
+@pytest.mark.parametrize("case", ["ultravox", "ultravox-of-older-files", "voxtral"], indirect=True)
 @pytest.mark.parametrize("seconds", [1.05, 2.0, 2.43, 2.999])
 def test_a_sound_of_several_pieces(case: Case, seconds: float) -> None:
     case.check([sound(seconds, 4)])

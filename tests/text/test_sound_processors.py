@@ -18,6 +18,7 @@ ULTRAVOX: dict[str, Any] = {
     "audio_config": {"num_mel_bins": 128, "max_source_positions": 1500},
 }  # fmt: skip
 QWEN: dict[str, Any] = {"architectures": ["Qwen2AudioForConditionalGeneration"], "audio_token_index": 151_646}
+VOXTRAL: dict[str, Any] = {"architectures": ["VoxtralForConditionalGeneration"], "audio_token_id": 24}
 IDS = {"<|reserved_special_token_0|>": 128_002, "<|audio|>": 128_256}
 
 
@@ -46,6 +47,8 @@ def array(tensor: MediaTensor) -> np.ndarray:
         (QWEN, 15_840, [(102, 50, 50)]),
         (QWEN, 15_680, [(100, 49, 48)]),
         (QWEN, 480_000, [(3000, 1500, 1500)]),
+        (VOXTRAL, 1, [(3000, 1500, 1500)]),
+        (VOXTRAL, 480_001, [(3000, 1500, 1500)] * 2),
     ],
 )
 def test_a_sound_is_cut_in_pieces(config: dict[str, Any], num_samples: int, pieces: list[tuple[int, ...]]) -> None:

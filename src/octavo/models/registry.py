@@ -86,7 +86,7 @@ from octavo.models.families import (
     starcoder2,
     whisper,
 )
-from octavo.models.hearing import qwen2_audio, ultravox
+from octavo.models.hearing import qwen2_audio, ultravox, voxtral
 from octavo.models.hearing import whisper as whisper_tower
 from octavo.models.layout import (
     EXPERTS_GGUF,
@@ -283,6 +283,7 @@ SEEING: Final[dict[str, Seeing]] = {
     # These hear.
     "UltravoxModel": Seeing(ultravox.tower, ultravox.HF, (ultravox.GATED,)),
     "Qwen2AudioForConditionalGeneration": Seeing(qwen2_audio.tower, qwen2_audio.HF),
+    "VoxtralForConditionalGeneration": Seeing(voxtral.tower, voxtral.HF),
 }
 #: A LLaVA by its name.
 PIXTRAL: Final = Seeing(pixtral.tower, pixtral.HF)

@@ -31,7 +31,7 @@ DEFAULTS: Final[dict[str, Any]] = {
     "d_model": 384, "encoder_layers": 4, "encoder_attention_heads": 6, "encoder_ffn_dim": 1536, "num_mel_bins": 80,
     "max_source_positions": 1500, "activation_function": "gelu",
 }  # fmt: skip
-#: Of Whisper large, which Qwen2-Audio began with.
+#: Of Whisper large, which Qwen2-Audio and Voxtral began with.
 LARGE: Final[dict[str, Any]] = {
     **DEFAULTS, "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,
     "num_mel_bins": 128,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from octavo.base.errors import CheckpointError
-from octavo.text.media.sounds import SoundProcessor, cut_qwen2, cut_ultravox
+from octavo.text.media.sounds import SoundProcessor, cut_qwen2, cut_ultravox, cut_voxtral
 
 
 def sound_processor(
@@ -85,7 +85,24 @@ def _qwen2_audio(
     )
 
 
+def _voxtral(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> SoundProcessor:
+    return SoundProcessor(
+        settings,
+        placeholder="[AUDIO]",
+        row_text="[AUDIO]",
+        row_id=_audio_id(config, token_id, "[AUDIO]"),
+        merge=_of_encoder(config, "intermediate_size", 5120) // _of_encoder(config, "hidden_size", 1280),
+        cut=cut_voxtral,
+        around=("[BEGIN_AUDIO]", ""),
+        channels=_of_encoder(config, "num_mel_bins", 128),
+        most_rows=_of_encoder(config, "max_source_positions", 1500),
+    )
+
+
 _PROCESSORS: dict[str, Callable[..., SoundProcessor]] = {
     "UltravoxModel": _ultravox,
     "Qwen2AudioForConditionalGeneration": _qwen2_audio,
+    "VoxtralForConditionalGeneration": _voxtral,
 }

@@ -1,4 +1,4 @@
-"""Ultravox, Qwen2-Audio: a sound becomes frames of mel spectra, in pieces that Whisper's encoder takes whole.
+"""Ultravox, Qwen2-Audio, Voxtral: a sound becomes frames of mel spectra, in pieces that Whisper's encoder takes whole.
 
 Two frames are a row of the encoder, and `merge` of these a row of the language model.
 """
@@ -95,3 +95,10 @@ def cut_qwen2(samples: np.ndarray, own: SoundProcessor) -> tuple[np.ndarray, np.
     # The convolutions see two frames behind the last row's.
     frames = frames[: 2 * (rows + 1)]
     return frames, np.array([(len(frames), rows, rows // own.merge * own.merge)])
+
+
+def cut_voxtral(samples: np.ndarray, own: SoundProcessor) -> tuple[np.ndarray, np.ndarray]:
+    """Whole pieces, with silence behind the sound, which counts as a part of it."""
+    count = max(1, -(-len(samples) // own.most_samples))
+    frames = log_mel(np.pad(samples, (0, count * own.most_samples - len(samples))), own.channels)
+    return frames, np.array([(own.most_frames, own.most_frames // 2, own.most_frames // 2)] * count)
