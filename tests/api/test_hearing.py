@@ -206,14 +206,16 @@ def test_programs_give_samples(ultravox: Path, client: OpenAI) -> None:
         ids = llm.get_tokenizer().encode(text.replace("<|audio|>", ROW))
         prompts: list[Any] = [
             {"prompt": text, "multi_modal_data": {"audio": (samples, 16_000)}},
-            {"prompt_token_ids": ids, "multi_modal_data": {"audio": [(samples, 16_000)]}},
+            {"prompt_token_ids": ids, "multi_modal_data": {"audio": [(tone(300), 16_000)]}},
         ]
         for result in llm.generate(prompts, params, use_tqdm=False):
             assert result.outputs[0].text == expected
         for prompt, words in (
             ({"prompt": "a", "multi_modal_data": {"audio": (samples, 16_000)}}, "0 times"),
             ({"prompt": text, "multi_modal_data": {"audio": samples}}, "pair"),
-            ({"prompt": text, "multi_modal_data": {"audio": (samples[:0], 16_000)}}, "numbers of one channel"),
+            ({"prompt": text, "multi_modal_data": {"audio": (samples[:0], 16_000)}}, "floats in -1..1"),
+            ({"prompt": text, "multi_modal_data": {"audio": (samples * np.nan, 16_000)}}, "floats in -1..1"),
+            ({"prompt": text, "multi_modal_data": {"audio": (samples, 1)}}, "1000 to 384000 samples a second"),
             ({"prompt": text, "multi_modal_data": {"image": data_url(b"")}}, "no image"),
         ):
             with pytest.raises(InvalidRequest, match=words):

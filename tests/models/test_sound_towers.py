@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +109,11 @@ IDS = {"<|reserved_special_token_0|>": SOUND}.get
 
 
 class Case:
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, engine: Callable[[Path], Engine] = Engine) -> None:
         torch.manual_seed(0)
         self.name, self.path = name, path
         self.reference = CASES[name](path)
-        self.engine = Engine(path)
+        self.engine = engine(path)
         self.processor = self.made_processor()
 
     def made_processor(self) -> SoundProcessor:

@@ -62,13 +62,19 @@ def _pixels(value: Any, param: str) -> np.ndarray:
 
 
 def _samples(value: Any, param: str) -> tuple[np.ndarray, int]:
-    """float32 [samples] and their rate, of a pair of both."""
+    """float32 [samples] in -1..1 and their rate, of a pair of both."""
+    from octavo.media.decoding.sounds import RATES
+
     if not isinstance(value, tuple | list) or len(value) != 2 or type(value[1]) not in (int, float):
         raise InvalidRequest("A sound is a pair: an array of samples, and how many make a second.", param)
-    array = np.asarray(value[0], np.float32)
-    if array.ndim != 1 or not array.size or not np.isfinite(array).all() or value[1] < 1:
-        raise InvalidRequest("A sound's samples are numbers of one channel.", param)
-    return np.ascontiguousarray(array), int(value[1])
+    given = np.asarray(value[0])
+    is_whole = given.dtype.name in ("int16", "int32")
+    if given.ndim != 1 or not given.size or not (is_whole or given.dtype.kind == "f") or not np.isfinite(given).all():
+        raise InvalidRequest("A sound's samples are of one channel: floats in -1..1, int16 or int32.", param)
+    if not RATES.start <= value[1] < RATES.stop:
+        raise InvalidRequest(f"A sound has {RATES.start} to {RATES.stop - 1} samples a second.", param)
+    loudest = -float(np.iinfo(given.dtype).min) if is_whole else 1.0
+    return np.ascontiguousarray(given, np.float32) / np.float32(loudest), int(value[1])
 
 
 def embeds(data: bytes, processor: MediaProcessor, param: str) -> PreparedMedia:
