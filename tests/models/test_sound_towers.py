@@ -159,7 +159,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Case(tmp_path_factory.mktemp("sounds"), request.param)
 
 
-@pytest.mark.parametrize("seconds", [0.405, 0.5, 1.0, 0.037])
+@pytest.mark.parametrize("seconds", [0.405, 1.0, 0.037])
 def test_a_sound_is_scored_as_the_reference_scores_it(case: Case, seconds: float) -> None:
     case.check([sound(seconds, 1)])
 
@@ -176,6 +176,7 @@ def test_a_sound_in_chunks_is_the_same_bit_for_bit(case: Case) -> None:
     assert case.reply(ids, media, media_step_rows=1, media_cache_rows=1) == whole
 
 
+@pytest.mark.parametrize("case", ["ultravox", "qwen2-audio"], indirect=True)
 def test_operations_one_by_one_are_the_native_program(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def bound(*args: Any, **options: Any) -> Ops:
         return dataclasses.replace(bind(*args, **options), program_runner=Runner)
@@ -186,7 +187,7 @@ def test_operations_one_by_one_are_the_native_program(case: Case, monkeypatch: p
 
 
 @pytest.mark.parametrize("case", ["ultravox", "ultravox-of-older-files", "voxtral"], indirect=True)
-@pytest.mark.parametrize("seconds", [1.05, 2.0, 2.43, 2.999])
+@pytest.mark.parametrize("seconds", [1.05, 2.43, 2.999])
 def test_a_sound_of_several_pieces(case: Case, seconds: float) -> None:
     case.check([sound(seconds, 4)])
 

@@ -12,7 +12,6 @@ from octavo.cache.spec import CacheGroup, EncoderKV, FullKV, LayerKV, WindowKV, 
 from octavo.models.builder import Builder
 from octavo.models.encoder import EncoderDefinition, define_encoder
 from octavo.models.params import Matrix, Param, TensorDecl
-from octavo.models.sound_tower import define_sound_tower
 from octavo.models.spec import DerivedSpec, ModelSpec, PoolingSpec
 from octavo.models.tower import TowerDefinition, define_tower
 from octavo.ops.operands import Buffer, Cache, Weight
@@ -135,8 +134,7 @@ def define(spec: ModelSpec) -> Definition:
     ops, groups = (build.ops, ()) if spec.bidirectional else grouped(build.ops)
     made = Definition(spec, program(ops, output), tuple(build.params), derived, lm_head, groups)
     if spec.tower is not None:
-        defined = define_tower if spec.tower.sound is None else define_sound_tower
-        tower = defined(spec.tower, spec.hidden_size)
+        tower = define_tower(spec.tower, spec.hidden_size)
         made = replace(made, params=made.params + tower.params, derived=made.derived | tower.derived, tower=tower)
     return made if spec.encoder is None else _with_encoder(made, build)
 

@@ -109,19 +109,20 @@ def define_encoder(spec: EncoderSpec, embedding: Weight | None = None) -> Encode
 
 
 def convolutions(build: Builder, spec: FramesSpec, out: Buffer, name: str, gguf: str) -> list[Op]:
-    """The second one, of which `out` are the rows. Returns the first, as operations of a program of its own.
+    """Returns the first one, as operations of a program of its own; those of the second are `build`'s. `out`: the rows
+    of either."""
+    _convolve(build, spec, out, spec.channels, f"{name}.conv1", f"{gguf}.conv1")
+    first = build.cut()
+    _convolve(build, spec, out, out.width, f"{name}.conv2", f"{gguf}.conv2")
+    return first
 
-    The input of each are rows that hold three frames: of each channel its three values.
-    """
-    firsts: list[Op] = []
-    for conv, channels in (("conv1", spec.channels), ("conv2", out.width)):
-        firsts = build.cut()
-        taps = Buffer(f"{conv}.taps", 3 * channels)
-        build.ops.append(GivenRows(out=taps))
-        matrix = Matrix(name=f"{name}.{conv}", gguf=f"{gguf}.{conv}", rows=out.width, bias=True)
-        summed = build.linear(taps, f"{name}.{conv}", [matrix], None)
-        build.ops.append(Act(out=out, x=summed, kind=spec.activation, gated=False, parameters=None))
-    return firsts
+
+def _convolve(build: Builder, spec: FramesSpec, out: Buffer, channels: int, name: str, gguf: str) -> None:
+    """Of rows that hold three frames: of each channel its three values."""
+    taps = Buffer(f"{name}.taps", 3 * channels)
+    build.ops.append(GivenRows(out=taps))
+    summed = build.linear(taps, name, [Matrix(name=name, gguf=gguf, rows=out.width, bias=True)], None)
+    build.ops.append(Act(out=out, x=summed, kind=spec.activation, gated=False, parameters=None))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from octavo.models.builder import Builder
+from octavo.models.encoder import FramesSpec, convolutions
 from octavo.models.params import Matrix, Param
 from octavo.models.spec import DerivedSpec, ProjectorSpec, TowerSpec
 from octavo.ops.operands import Buffer, Weight
@@ -47,6 +48,8 @@ class TowerDefinition:
 
 def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
     """`width`: of the language model's rows. Raises ProgramError if the blocks of a family do not fit together."""
+    if spec.sound is not None:
+        return _define_hearing(spec, spec.sound, width)
     build = Builder(spec.num_positions or MAX_PATCHES_A_SIDE, f"{ROOM}.layers", "v.blk", keeps=False)
     patches = Buffer("patches", spec.patch_values)
     build.ops.append(GivenRows(out=patches))
@@ -58,7 +61,7 @@ def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
         table = build.table(f"{ROOM}.positions", "v.position_embd", (spec.num_positions, spec.hidden_size))
         stages.append(Stage(_cut(build, residual)))
     elif spec.num_positions:
-        add_positions(build, spec, residual)
+        _add_positions(build, spec, residual)
     if spec.pre_norm is not None:
         build.norm_in_place(residual, spec.pre_norm, f"{ROOM}.pre_norm", "v.pre_ln")
     for number, layer in enumerate(spec.layers):
@@ -89,6 +92,33 @@ def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
     return TowerDefinition(spec, tuple(stages), tuple(build.params), derived, table, newline)
 
 
+def _define_hearing(spec: TowerSpec, sound: FramesSpec, width: int) -> TowerDefinition:
+    """Three stages. What a stage reads is made of the rows of the one before it (`worker/sounds.py`).
+
+    three frames side by side --first convolution--> a row for each frame
+    three of these, every other --second convolution, positions, layers, norm--> a row for each two frames
+    `merge` of these --projector--> a row of the language model
+    """
+    build = Builder(spec.num_positions, f"{ROOM}.layers", "a.blk", keeps=False)
+    residual = Buffer("residual", spec.hidden_size)
+    first = program(convolutions(build, sound, residual, ROOM, "a"), residual)
+    _add_positions(build, spec, residual)
+    for number, layer in enumerate(spec.layers):
+        build.layer(number)
+        layer.emit(build, residual)
+    build.top()
+    output = residual
+    if spec.post_norm is not None:
+        output = build.norm(residual, spec.post_norm, f"{ROOM}.post_norm", "a.post_ln")
+    layers = program(build.cut(), output)
+    build.ops.append(GivenRows(out=residual))
+    rows = _merged(build, spec, residual)
+    rows = _projected(build, spec.projector, rows, width, f"{ROOM}.projector", spec.hidden_size)
+    stages = (Stage(first), Stage(layers), Stage(program(build.ops, rows)))
+    derived = {weight: each for (each, _), weight in build.derived.items()}
+    return TowerDefinition(spec, stages, tuple(build.params), derived, None, None)
+
+
 def _cut(build: Builder, residual: Buffer) -> Program:
     """The program up to here; the next one goes on from its rows."""
     made = program(build.cut(), residual)
@@ -100,21 +130,21 @@ def _head(build: Builder, spec: TowerSpec, rows: Buffer, width: int) -> Buffer:
     """What makes rows of the language model of those of the last layer."""
     if spec.post_norm is not None:
         rows = build.norm(rows, spec.post_norm, f"{ROOM}.post_norm", "v.post_ln")
-    rows = merged(build, spec, rows)
-    return projected(build, spec.projector, rows, width, f"{ROOM}.projector", spec.hidden_size)
+    rows = _merged(build, spec, rows)
+    return _projected(build, spec.projector, rows, width, f"{ROOM}.projector", spec.hidden_size)
 
 
 def _tap(build: Builder, spec: TowerSpec, residual: Buffer, width: int, number: int) -> Program:
     after = build.cut()  # the beginning of the next stage
     build.ops.append(GivenRows(out=residual))
     name = f"{ROOM}.taps.{number}"
-    rows = projected(build, spec.tap_projector, merged(build, spec, residual), width, name, spec.hidden_size)
+    rows = _projected(build, spec.tap_projector, _merged(build, spec, residual), width, name, spec.hidden_size)
     made = program(build.cut(), rows)
     build.ops += after
     return made
 
 
-def merged(build: Builder, spec: TowerSpec, rows: Buffer) -> Buffer:
+def _merged(build: Builder, spec: TowerSpec, rows: Buffer) -> Buffer:
     if spec.merge == 1:
         return rows
     merged = build.buffer("merged", spec.hidden_size * (1 if spec.merge_kind == "mean" else spec.merge))
@@ -122,7 +152,7 @@ def merged(build: Builder, spec: TowerSpec, rows: Buffer) -> Buffer:
     return merged
 
 
-def add_positions(build: Builder, spec: TowerSpec, residual: Buffer) -> None:
+def _add_positions(build: Builder, spec: TowerSpec, residual: Buffer) -> None:
     """With the vector of the class token, whose patch is all zeros, in the row of its position."""
     table = Matrix(name=f"{ROOM}.positions", gguf="v.position_embd", rows=spec.num_positions)
     weight = build.matrices(f"{ROOM}.positions", [table], spec.hidden_size, None, "embedding")
@@ -137,7 +167,7 @@ def add_positions(build: Builder, spec: TowerSpec, residual: Buffer) -> None:
     build.ops.append(Add(residual=residual, x=out))
 
 
-def projected(build: Builder, spec: ProjectorSpec, rows: Buffer, width: int, name: str, size: int) -> Buffer:
+def _projected(build: Builder, spec: ProjectorSpec, rows: Buffer, width: int, name: str, size: int) -> Buffer:
     """`size`: of the rows that were merged."""
     if spec.norm is not None:
         rows = build.norm(rows, spec.norm, f"{name}.norm", "mm.norm")
@@ -145,9 +175,9 @@ def projected(build: Builder, spec: ProjectorSpec, rows: Buffer, width: int, nam
         rows = build.linear(rows, f"{name}.merger", [Matrix(name=f"{name}.merger", gguf="mm.merger", rows=size)], None)
     if not spec.inner_size:
         return build.linear(rows, name, [Matrix(name=name, gguf="mm.0", rows=width, bias=spec.bias)], None)
-    names = ("gate", "up") if spec.is_gated else ("up",)
-    ups = [Matrix(name=f"{name}.{each}", gguf="mm.0", rows=spec.inner_size, bias=spec.bias) for each in names]
-    inner = build.linear(rows, f"{name}.up", ups, None)
+    up = Matrix(name=f"{name}.up", gguf="mm.0", rows=spec.inner_size, bias=spec.bias)
+    gate = replace(up, name=f"{name}.gate", gguf="mm.gate")
+    inner = build.linear(rows, f"{name}.up", [gate, up] if spec.is_gated else [up], None)
     act = build.buffer(f"{name}.act", spec.inner_size)
     build.ops.append(Act(out=act, x=inner, kind=spec.activation, gated=spec.is_gated))
     if spec.inner_norm is not None:

@@ -69,12 +69,13 @@ def _samples(value: Any, param: str) -> tuple[np.ndarray, int]:
         raise InvalidRequest("A sound is a pair: an array of samples, and how many make a second.", param)
     given = np.asarray(value[0])
     is_whole = given.dtype.name in ("int16", "int32")
-    if given.ndim != 1 or not given.size or not (is_whole or given.dtype.kind == "f") or not np.isfinite(given).all():
+    is_sound = given.ndim == 1 and given.size and (is_whole or given.dtype.kind == "f")
+    if not is_sound or not np.isfinite(samples := np.ascontiguousarray(given, np.float32)).all():
         raise InvalidRequest("A sound's samples are of one channel: floats in -1..1, int16 or int32.", param)
     if not RATES.start <= value[1] < RATES.stop:
         raise InvalidRequest(f"A sound has {RATES.start} to {RATES.stop - 1} samples a second.", param)
     loudest = -float(np.iinfo(given.dtype).min) if is_whole else 1.0
-    return np.ascontiguousarray(given, np.float32) / np.float32(loudest), int(value[1])
+    return samples / np.float32(loudest), int(value[1])
 
 
 def embeds(data: bytes, processor: MediaProcessor, param: str) -> PreparedMedia:
