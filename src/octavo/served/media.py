@@ -118,7 +118,12 @@ class MediaReader:
         if self._sounds is not None:
             placeholders["audio"] = (self._sounds.audio_placeholder, self._sounds.audio_placeholder_id)
         shown = {"audio": mark} if (mark := getattr(processor, "audio_mark", None)) else {}
-        self.text = MediaText(placeholders, shown=shown, brings_bos=getattr(processor, "brings_bos", False))
+        self.text = MediaText(
+            placeholders,
+            shown=shown,
+            brings_bos=getattr(processor, "brings_bos", False),
+            end_ids=getattr(processor, "end_ids", ()),
+        )
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
