@@ -9,9 +9,11 @@ import pytest
 
 from octavo.base.errors import CheckpointError, InvalidRequest
 from octavo.base.media import MediaTensor
-from octavo.served.media_text import MediaText
+from octavo.served.media_text import Mark, MediaText
 from octavo.text.media.sound_table import sound_processor, sound_settings
 from octavo.text.media.sounds import SoundProcessor
+from octavo.text.templates.chat_template import ChatTemplate
+from octavo.text.templates.conversation import render_conversation
 
 ULTRAVOX: dict[str, Any] = {
     "architectures": ["UltravoxModel"], "text_config": {"vocab_size": 128_256}, "stack_factor": 8,
@@ -97,8 +99,17 @@ def test_settings_stand_in_the_newer_file_or_the_older() -> None:
     assert sound_settings(None, None) == {}
 
 
-def test_marks_stand_around_a_sound_where_the_template_writes_none() -> None:
+def test_marks_stand_around_a_sound_whether_the_template_knows_sounds_or_not() -> None:
+    from transformers import Qwen2AudioProcessor
+
     own = processor(QWEN)
+    media = own.audio(np.zeros(16_000, np.float32), 16_000, {})
     text = MediaText({"audio": (own.audio_placeholder, own.audio_placeholder_id)}, shown={"audio": own.audio_mark})
-    assert text.shown == {"audio": "<|audio_bos|><|AUDIO|><|audio_eos|>"}
-    assert text.placeholders == {"audio": "<|AUDIO|>"}
+    messages = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "What?"}]}]
+    around = f"<|audio_bos|>{'<|AUDIO|>' * media.rows}<|audio_eos|>\n"
+    theirs = Qwen2AudioProcessor.default_chat_template.fget(None)
+    plain = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    for template, before in ((theirs, "Audio 1: "), (plain, "")):
+        shown = render_conversation(ChatTemplate(template, {}), messages, "auto", media=text.shown)
+        expanded = text.expanded(shown, [Mark("audio", media)], "messages")
+        assert f"<|im_start|>user\n{before}{around}What?<|im_end|>\n" in expanded

@@ -63,6 +63,7 @@ def tower(
     head_dim = width // count
     if width % count or head_dim > MAX_HEAD_DIM:
         raise audio.fail("encoder_attention_heads", f"does not divide the {width} columns")
+    audio.refuse_unless("head_dim", (head_dim,))
     heads = Heads(num_heads=count, num_kv_heads=count, head_dim=head_dim)
     activation = read_activation(audio, "activation_function")
     # A row sees the rows of the sound, and none that only stand for silence behind it: the ends of keys say which.
