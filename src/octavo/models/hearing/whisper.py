@@ -61,8 +61,8 @@ def tower(
     audio.refuse_unless("scale_embedding", (False,))
     width, count = audio.integer("d_model"), audio.integer("encoder_attention_heads")
     head_dim = width // count
-    if width % count or head_dim > MAX_HEAD_DIM:
-        raise audio.fail("encoder_attention_heads", f"does not divide the {width} columns")
+    if width % count or head_dim % 2 or head_dim > MAX_HEAD_DIM:
+        raise audio.fail("encoder_attention_heads", f"does not divide the {width} columns into even parts")
     audio.refuse_unless("head_dim", (head_dim,))
     heads = Heads(num_heads=count, num_kv_heads=count, head_dim=head_dim)
     activation = read_activation(audio, "activation_function")
