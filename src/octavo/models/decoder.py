@@ -143,7 +143,7 @@ def _with_others(made: Definition, build: Builder) -> Definition:
     """With what makes rows of other inputs than the decoder's tokens."""
     spec = made.spec
     if spec.tower is not None:
-        tower = define_tower(spec.tower, spec.hidden_size)
+        tower = define_tower(spec.tower, spec.hidden_size, made.params[0].weight)
         made = replace(made, params=made.params + tower.params, derived=made.derived | tower.derived, tower=tower)
     if spec.encoder is not None:
         encoder = define_encoder(spec.encoder, made.params[0].weight)

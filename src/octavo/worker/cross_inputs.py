@@ -18,9 +18,9 @@ from octavo.ops.step import KVCaches
 from octavo.ops.table import Ops
 from octavo.ops.workspace import Workspace
 from octavo.wire.step import NewRequestData
+from octavo.worker.arrays import array, three_by_three
 from octavo.worker.encoder import EncoderRunner
 from octavo.worker.input_batch import InputBatch
-from octavo.worker.media import array
 
 
 class Crossing:
@@ -114,12 +114,6 @@ class CrossInputs:
             taps.append(three_by_three(uploaded.to(self._ops.activation_dtype), step=1))
             lens.append(len(uploaded))
         return list(torch.split(self._first.run(lens, rows=torch.cat(taps)), lens))
-
-
-def three_by_three(frames: Tensor, step: int) -> Tensor:
-    """[T, channels] -> [T / step, 3 channels]: of every `step`-th frame each channel before it, in it and behind it;
-    zeros where there is no frame."""
-    return torch.nn.functional.pad(frames, (0, 0, 1, 1)).unfold(0, 3, step).flatten(1)
 
 
 def encoder_channels(definition: Definition) -> int:

@@ -26,9 +26,9 @@ from octavo.ops.step import KVCaches
 from octavo.ops.table import Ops
 from octavo.ops.workspace import Workspace
 from octavo.wire.step import NewRequestData
+from octavo.worker.arrays import array, pixel_values
 from octavo.worker.cross_inputs import Crossing
 from octavo.worker.encoder import EncoderRunner
-from octavo.worker.media import array, pixel_values
 
 #: Of a request.
 MOST_PICTURES: Final = 4
