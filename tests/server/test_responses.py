@@ -320,7 +320,7 @@ REFUSED: list[tuple[dict[str, Any], str | None]] = [
     ({"input": [{"type": "reasoning", "summary": [], "encrypted_content": "x"}]}, "input.0.encrypted_content"),
     ({"input": "a", "tools": [{"type": "web_search"}]}, "tools.0"),
     ({"input": "a", "tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]}, "tools.0"),
-    ({"input": "a", "tools": [{"type": "mcp", "server_label": "a", "server_url": "http://a"}]}, "tools.0"),
+    ({"input": "a", "tools": [{"type": "mcp", "server_label": "a", "server_url": "http://a"}]}, "tools.0.server_url"),
     ({"input": "a", "tools": [{"type": "custom", "name": "a"}]}, "tools.0"),
     ({"input": "a", "tools": [{"type": "function"}]}, "tools.0.name"),
     ({"input": "a", "tools": [TOOLS[0], TOOLS[0]]}, "tools.1.name"),
