@@ -16,16 +16,15 @@ from mcp.server import MCPServer
 from mcp.types import ToolAnnotations
 
 
-def small_server(cancelled: threading.Event | None = None) -> MCPServer:
-    """`cancelled`: set when a call of `wait` is ended from outside."""
+def small_server(waiting: threading.Event | None = None, cancelled: threading.Event | None = None) -> MCPServer:
+    """`waiting`: set when `wait` is called; `cancelled`: when that call is ended from outside."""
     server = MCPServer("small")
     counts = {"calls": 0}
 
     @server.tool(annotations=ToolAnnotations(read_only_hint=True))
     def add(a: int, b: int) -> str:
         """The sum of two numbers."""
-        counts["calls"] += 1
-        return f"{a + b}, in call {counts['calls']}"
+        return str(a + b)
 
     @server.tool()
     def fail(why: str) -> str:
@@ -43,8 +42,16 @@ def small_server(cancelled: threading.Event | None = None) -> MCPServer:
         return os.environ.get(name, "(none)")
 
     @server.tool()
+    def count() -> str:
+        """How often it was called."""
+        counts["calls"] += 1
+        return str(counts["calls"])
+
+    @server.tool()
     async def wait() -> str:
         """Never answers."""
+        if waiting is not None:
+            waiting.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -60,6 +67,7 @@ def small_server(cancelled: threading.Event | None = None) -> MCPServer:
 class Running:
     url: str
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)  # methods, and headers by lower-case name
+    waiting: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
     status: int | None = None  # answers every request from now on
 
@@ -76,7 +84,7 @@ def running(**options: Any) -> Iterator[Running]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     run = Running(f"http://127.0.0.1:{listener.getsockname()[1]}/mcp")
-    inner = small_server(run.cancelled).streamable_http_app(**options)
+    inner = small_server(run.waiting, run.cancelled).streamable_http_app(**options)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":

@@ -32,10 +32,10 @@ class MCPServer:
     one is there."""
 
     label: str
-    url: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # they may hold keys
+    url: str | None = field(default=None, repr=False)  # as all that follows, it may hold keys
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     command: str | None = None
-    args: tuple[str, ...] = ()
+    args: tuple[str, ...] = field(default=(), repr=False)
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     cwd: str | None = None
     description: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -88,9 +89,10 @@ class MCPSession:
 
     async def tools(self) -> list[dict[str, Any]]:
         """All tools of the server: name, description, input_schema, annotations. Raises `MCPFailed`."""
-        from mcp.types import PaginatedRequestParams
 
         async def listed(session: ClientSession) -> list[dict[str, Any]]:
+            from mcp.types import PaginatedRequestParams
+
             tools: list[dict[str, Any]] = []
             cursor: str | None = None
             while True:
@@ -109,11 +111,11 @@ class MCPSession:
 
     async def call(self, name: str, arguments: dict[str, Any]) -> Outcome:
         """Raises `MCPFailed`."""
-        from mcp.types import CallToolRequest, CallToolRequestParams, CallToolResult
-
-        request = CallToolRequest(params=CallToolRequestParams(name=name, arguments=arguments))
 
         async def called(session: ClientSession) -> Outcome:
+            from mcp.types import CallToolRequest, CallToolRequestParams, CallToolResult
+
+            request = CallToolRequest(params=CallToolRequestParams(name=name, arguments=arguments))
             # Not `call_tool`, which matches the result with a schema of the server's: its patterns could take forever.
             result = await session.send_request(request, CallToolResult)
             text = _text_of(result.content, result.structured_content)
@@ -131,6 +133,8 @@ class MCPSession:
     # ------------------------------------------------------------ inside
     async def _asked(self, work: Callable[[ClientSession], Awaitable[T]]) -> T:
         """What `work` makes of the session, within the time."""
+        if "octavo.server.mcp.transport" not in sys.modules:
+            await asyncio.to_thread(_load)  # some tenths of a second, in which others' streams go on
         from mcp import MCPError
 
         seconds = self._servers.config.mcp_timeout
@@ -205,7 +209,6 @@ class MCPSession:
         from mcp.client.streamable_http import streamable_http_client
         from mcp.types import Implementation
 
-        _quiet()
         server = self._server
         if server.command is not None:
             errors = sys.__stderr__ or stack.enter_context(open(os.devnull, "w"))  # noqa: ASYNC230, SIM115
@@ -245,6 +248,12 @@ def _as_listed(tool: Tool) -> dict[str, Any]:
         "input_schema": tool.input_schema,
         "annotations": None if notes is None else notes.model_dump(by_alias=True, exclude_none=True),
     }
+
+
+def _load() -> None:
+    for name in ("mcp", "mcp.types", "mcp.client.stdio", "mcp.client.streamable_http", "octavo.server.mcp.transport"):
+        importlib.import_module(name)
+    _quiet()
 
 
 def _quiet() -> None:
