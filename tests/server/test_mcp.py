@@ -96,11 +96,11 @@ def test_the_stream_tells_the_same_with_the_published_events(small: Running) -> 
     again = respond(server_calling(small, ADD, "It is 3."), tools=[tool_of()]).json()
     assert without_ids(checked(events[-1]["response"])) == without_ids(again)
     found = kinds(events)
-    assert [kind for kind in found if kind != "mcp_call_arguments.delta"] == [
+    assert [kind for kind in found if not kind.endswith(".delta")] == [
         "created", "in_progress",
         "output_item.added", "mcp_list_tools.in_progress", "mcp_list_tools.completed", "output_item.done",
         "output_item.added", "mcp_call.in_progress", "mcp_call_arguments.done", "mcp_call.completed",
-        "output_item.done", "output_item.added", "content_part.added", *["output_text.delta"] * len("It is 3."),
+        "output_item.done", "output_item.added", "content_part.added",
         "output_text.done", "content_part.done", "output_item.done", "completed",
     ]  # fmt: skip
     arguments = "".join(e["delta"] for e in events if e["type"] == "response.mcp_call_arguments.delta")
