@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import sys
@@ -10,16 +11,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+from openai.types.conversations import ConversationItemList
 
 from octavo.base.config import ServerConfig
 from octavo.base.errors import InvalidConfig
 from octavo.base.params import GenerateRequest
 from octavo.client.generation import GenerationDelta
 from octavo.server.mcp.servers import check_mcp, servers_of
+from octavo.server.mcp.transport import CheckedTransport
 from server.test_responses import checked, events_of, respond, without_ids
 from support import mcp_server
 from support.mcp_server import Running, running
+from support.published import unknown_fields
 from support.server_fakes import Server, answer, drive, make_server
 from support.tool_fakes import CLOCK
 
@@ -35,9 +40,14 @@ ADD = call_of("add", a=1, b=2)
 
 
 @pytest.fixture(scope="module")
-def small() -> Iterator[Running]:
+def shared() -> Iterator[Running]:
     with running() as run:
         yield run
+
+
+@pytest.fixture
+def small(shared: Running) -> Running:
+    return shared.apart()
 
 
 def server_calling(run: Running | None, *texts: str, reason: str = "stop", **settings: Any) -> Server:
@@ -248,7 +258,6 @@ def test_a_choice_holds_for_the_first_call(small: Running) -> None:
 
 
 def test_what_is_wrong_with_a_request_is_said_before_a_server_is_asked(small: Running) -> None:
-    before = len(small.requests)
     server = server_calling(small, "Hi", mcp_allowed_domains=["example.org"])
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"tools": [tool_of()], "temperature": -1}, "temperature"),
@@ -257,7 +266,6 @@ def test_what_is_wrong_with_a_request_is_said_before_a_server_is_asked(small: Ru
         ({"tools": [tool_of(server_url="http://127.0.0.1:1/mcp")]}, "tools.0.server_url"),
         ({"tools": [tool_of(server_url="ftp://example.org/")]}, "tools.0.server_url"),
         ({"tools": [tool_of(server_url="http://user:pass@example.org/")]}, "tools.0.server_url"),
-        ({"tools": [tool_of(command="sh")]}, ""),
         ({"tools": [tool_of(), tool_of()]}, "tools"),
         ({"tools": [tool_of("a b")]}, "tools.0.server_label"),
         ({"tools": [tool_of(headers={"Host": "x"})]}, "tools.0.headers"),
@@ -269,14 +277,41 @@ def test_what_is_wrong_with_a_request_is_said_before_a_server_is_asked(small: Ru
     ]
     for fields, param in wrong:
         reply = respond(server, **fields)
-        if param:
-            assert (reply.status, reply.error["param"]) == (400, param), fields
-        else:  # a command of a request is no field at all
-            assert "server_label" in reply.json()["tools"][0] and "command" not in reply.json()["tools"][0]
-            before = len(small.requests)
-    assert len(small.requests) == before
+        assert (reply.status, reply.error["param"]) == (400, param), fields
+    assert small.requests == []
+    # A command is the operator's alone: of a request it is no field at all.
+    [shown] = respond(server, tools=[tool_of(command="sh")]).json()["tools"]
+    assert "server_label" in shown and "command" not in shown
     error = respond(server_calling(small, "Hi", enable_auto_tool_choice=False), tools=[tool_of()]).error
     assert error["param"] == "tool_choice" and "--enable-auto-tool-choice" in error["message"]
+
+
+def test_a_conversation_keeps_the_list_and_the_calls(small: Running) -> None:
+    server = server_calling(small, ADD, "It is 3.", "Still.")
+    talk = server.post("/v1/conversations", {}).json()["id"]
+    assert items(respond(server, tools=[tool_of()], conversation=talk).json())[-1] == "message"
+    kept = server.get(f"/v1/conversations/{talk}/items?order=asc").json()
+    assert not list(unknown_fields(ConversationItemList.model_validate(kept, strict=True)))
+    assert [item["type"] for item in kept["data"]] == ["message", "mcp_list_tools", "mcp_call", "message"]
+    assert items(respond(server, "More", tools=[tool_of()], conversation=talk).json()) == ["message"]
+    assert [m["role"] for m in server.renderer.messages] == ["user", "assistant", "tool", "assistant", "user"]
+
+
+def test_schemas_of_tools_are_heeded_as_those_of_functions(small: Running) -> None:
+    def answered(schema: Any, **fields: Any) -> Any:
+        tools = [{"name": "odd", "input_schema": schema}]
+        listed = {"type": "mcp_list_tools", "server_label": "small", "tools": tools}
+        server = server_calling(small, call_of("odd", a=1), "Done.")
+        given = [listed, {"role": "user", "content": "Hello"}]
+        return server, respond(server, given, tools=[tool_of()], **fields)
+
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    server, reply = answered(schema, tool_choice="required")
+    assert reply.status == 200 and "odd" in server.engine.requests[0].params.grammar
+    # Known to the conversation, and not to the server: it says so itself.
+    assert "Unknown tool" in json.dumps(checked(reply.json())["output"][0]["error"])
+    server, reply = answered({"type": "object", "properties": 5}, tool_choice="required")  # held to what can be held
+    assert reply.status == 200 and "odd" in server.engine.requests[0].params.grammar
 
 
 # ---------------------------------------------------------------- servers that fail
@@ -408,29 +443,55 @@ def test_in_the_background_with_a_stream_that_is_read_later(small: Running) -> N
 
 # ---------------------------------------------------------------- secrets
 def test_secrets_are_told_to_the_server_and_to_nobody_else(
-    small: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    shared: Running, small: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    before = len(small.requests)
+    before = len(shared.requests)
     path = tmp_path / "kept.db"
-    url = small.url + "?key=q-secret"
+    url = small.url.replace("caller", "key=q-secret&caller")
     servers = {"small": {"url": url, "headers": {"X-Operator": "o-secret"}}}
     server = server_calling(small, ADD, "3.", responses_store=str(path), mcp_servers=json.dumps(servers))
     tool = tool_of(headers={"X-Caller": "c-secret"}, authorization="a-secret", server_url=url)
     reply = respond(server, tools=[tool], stream=True)
     assert items(events_of(reply)[-1]["response"]) == ["mcp_list_tools", "mcp_call", "message"]
-    for _, headers in small.requests[before:]:
+    asked = shared.requests[before:]
+    assert len(asked) > 3
+    for _, headers in asked:
         assert headers["x-operator"] == "o-secret" and headers["x-caller"] == "c-secret"
         assert headers["authorization"] == "Bearer a-secret"
     shown = events_of(reply)[-1]["response"]["tools"][0]
-    assert shown["server_url"] == small.url.removesuffix("mcp") + "<redacted>" and shown["headers"] is None
+    assert shown["server_url"] == small.url.partition("mcp")[0] + "<redacted>" and shown["headers"] is None
     assert b"secret" not in reply.body
     asyncio.run(server.state.close())
     kept = b"".join(file.read_bytes() for file in tmp_path.iterdir())
-    assert b"secret" not in kept and all(
-        "secret" not in record.getMessage() for record in caplog.records if not record.name.startswith("uvicorn")
-    )
+    assert b"secret" not in kept
+    told = [(record.name, record.getMessage()) for record in caplog.records if not record.name.startswith("uvicorn")]
+    assert not [line for line in told if "secret" in line[1]]
     assert "secret" not in repr(server.state.mcp.named("small", ""))
+
+
+# ---------------------------------------------------------------- addresses
+def test_what_is_checked_is_what_is_connected_to(small: Running) -> None:
+    port, _, path = small.url.split(":")[2].partition("/")
+    asked: list[tuple[str, int]] = []
+
+    async def sent(*addresses: str) -> CheckedTransport:
+        async def resolve(host: str, port: int) -> list[str]:
+            asked.append((host, port))
+            return list(addresses)
+
+        transport = CheckedTransport(1000, lambda address: str(address) == "127.0.0.1", resolve)
+        async with httpx2.AsyncClient(transport=transport, trust_env=False) as client:
+            with contextlib.suppress(httpx2.NetworkError):
+                await client.post(f"http://mcp.example.org:{port}/{path}", content=b"{}")
+        return transport
+
+    assert asyncio.run(sent("127.0.0.1")).failure is None
+    assert small.requests[-1][1]["host"] == f"mcp.example.org:{port}" and asked == [("mcp.example.org", int(port))]
+    before = len(small.requests)
+    for addresses in (("127.0.0.1", "10.0.0.1"), ("::1",), ()):
+        assert asyncio.run(sent(*addresses)).failure == "its host is not on the public internet"
+    assert len(small.requests) == before
 
 
 # ---------------------------------------------------------------- flags

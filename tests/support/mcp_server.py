@@ -67,9 +67,16 @@ def small_server(waiting: threading.Event | None = None, cancelled: threading.Ev
 class Running:
     url: str
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)  # methods, and headers by lower-case name
+    under: dict[str, list[tuple[str, dict[str, str]]]] = field(default_factory=dict)  # those of a query, by it
     waiting: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
     status: int | None = None  # answers every request from now on
+
+    def apart(self) -> Running:
+        """The same server, whose requests are told apart from those of others."""
+        query = f"caller={len(self.under)}"
+        self.under[query] = []
+        return Running(f"{self.url}?{query}", self.under[query])
 
     @property
     def num_sessions(self) -> int:
@@ -89,7 +96,7 @@ def running(**options: Any) -> Iterator[Running]:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-            run.requests.append((scope["method"], headers))
+            run.under.get(scope["query_string"].decode(), run.requests).append((scope["method"], headers))
             if run.status is not None:
                 await send({"type": "http.response.start", "status": run.status, "headers": []})
                 await send({"type": "http.response.body", "body": b"no"})

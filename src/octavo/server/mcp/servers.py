@@ -24,6 +24,7 @@ _OWN_HEADERS: Final = frozenset(
 MAX_HEADERS, MAX_HEADER_CHARS = 64, 16384
 #: Sessions of all responses at once; others wait within their time.
 MAX_SESSIONS: Final = 64
+_LEAVE_SECONDS: Final = 15.0
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ class MCPServers:
         return MCPServer(label, url=target.url, is_trusted=False)
 
     async def close(self) -> None:
-        """Returns when no session is open; they are closed by whoever has opened them."""
+        """Wait for the sessions, which are closed by whoever has opened them, to take leave."""
         if self.tasks:
-            await asyncio.wait(set(self.tasks))
+            await asyncio.wait(set(self.tasks), timeout=_LEAVE_SECONDS)
 
 
 def check_headers(headers: Mapping[str, str]) -> str | None:

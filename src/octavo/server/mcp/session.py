@@ -209,6 +209,7 @@ class MCPSession:
         from mcp.client.streamable_http import streamable_http_client
         from mcp.types import Implementation
 
+        _quiet()
         server = self._server
         if server.command is not None:
             errors = sys.__stderr__ or stack.enter_context(open(os.devnull, "w"))  # noqa: ASYNC230, SIM115
@@ -253,7 +254,6 @@ def _as_listed(tool: Tool) -> dict[str, Any]:
 def _load() -> None:
     for name in ("mcp", "mcp.types", "mcp.client.stdio", "mcp.client.streamable_http", "octavo.server.mcp.transport"):
         importlib.import_module(name)
-    _quiet()
 
 
 def _quiet() -> None:

@@ -42,16 +42,13 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
         request.headers["accept-encoding"] = "identity"  # what is packed could be any size unpacked
         try:
             response = await self._sent(request)
-        except (OSError, UnicodeError, httpx2.NetworkError, httpx2.TimeoutException) as exc:
-            self.failure = self.failure or "the server cannot be reached"
-            raise httpx2.NetworkError(self.failure) from exc
+        except (OSError, UnicodeError, httpx2.NetworkError, httpx2.TimeoutException):
+            raise self._failed("the server cannot be reached", request) from None
         except httpx2.ProtocolError:
-            self.failure = "the server does not answer as a web server does"
-            raise
+            raise self._failed("the server does not answer as a web server does", request) from None
         if response.headers.get("content-encoding", "identity").lower() != "identity":
             await response.aclose()
-            self.failure = "the server answers with packed data, which was not asked for"
-            raise httpx2.NetworkError(self.failure)
+            raise self._failed("the server answers with packed data, which was not asked for", request)
         if request.method == "POST":  # else it may be that the server has no stream of its own to give
             self.status = response.status_code if response.status_code >= 400 else None
         assert isinstance(response.stream, httpx2.AsyncByteStream)
@@ -67,8 +64,7 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
             ipaddress.ip_address(text.partition("%")[0]) for text in await self._resolver(url.host.strip("[]"), port)
         ]
         if not addresses or not all(map(self._permits, addresses)):
-            self.failure = "its host is not on the public internet"
-            raise httpx2.NetworkError(self.failure)
+            raise self._failed("its host is not on the public internet", request)
         last: Exception | None = None
         for address in addresses[:_MAX_ADDRESSES]:
             asked = httpx2.Request(
@@ -84,6 +80,12 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
                 last = exc
         assert last is not None
         raise last
+
+    def _failed(self, message: str, request: httpx2.Request) -> httpx2.NetworkError:
+        """Only messages count: what the server says of its own accord is not waited for."""
+        if request.method == "POST":
+            self.failure = self.failure or message
+        return httpx2.NetworkError(message)
 
     def check_size(self, size: int) -> None:
         if size > self._max_bytes:

@@ -78,8 +78,8 @@ class CreateHandler:
         response_id, trace_headers = new_id("resp"), serving.trace_headers(exchange)
         rounds: Rounds | None = None
         if has_servers(request):
-            rounds = Rounds(request, serving, before, items)
-            ready = await rounds.checked(lease.model, response_id, trace_headers)
+            rounds = Rounds(request, serving, lease.model, before, items)
+            ready = await rounds.checked(response_id, trace_headers)
         else:
             for approved in approved_calls(before, items):
                 check_server_of(approved, set())
@@ -118,7 +118,7 @@ class InputTokensHandler:
         note_unheard(serving, model, exchange, request)
         items = await kept_items(as_items(request.input), exchange.owner, state.store, "input")
         before = await history_of(request, exchange.owner, state.store)
-        rounds = Rounds(request, serving, before, items)
+        rounds = Rounds(request, serving, model, before, items)
         try:
             await rounds.list_all()
             conversation, offered, _ = rounds.conversation()

@@ -90,8 +90,6 @@ def _given(item: Item) -> str:
     error = item.get("error")
     if error is None:
         return "The call was not made." if item.get("output") is None else str(item["output"])
-    if isinstance(error, str):
-        return f"Error: {error}"
     parts = error.get("content")
     texts = (
         [str(part["text"]) for part in parts if isinstance(part, dict) and "text" in part]

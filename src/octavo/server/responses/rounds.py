@@ -58,11 +58,17 @@ class Rounds:
     """The servers of one response, and what the model is told of them. To be closed."""
 
     def __init__(
-        self, request: ConversationFields, serving: Serving, before: Sequence[Item], items: Sequence[Item]
+        self,
+        request: ConversationFields,
+        serving: Serving,
+        model: ServedModel,
+        before: Sequence[Item],
+        items: Sequence[Item],
     ) -> None:
         """`before`: the items that the request goes on from; `items`: its own. Raises `InvalidRequest`."""
         self._request = request
         self._serving = serving
+        self._model = model
         self._before = before
         self._items = items
         self._servers = [
@@ -186,7 +192,7 @@ class Rounds:
         names = choice.names if choice is not None and choice.mode != "named" else None
         if self._calls_left <= 0:
             names = tuple(name for name in own if names is None or name in names)
-        knows_format = self._serving.state.models.resolve(self._request.model).model.output.tool_format is not None
+        knows_format = self._model.output.tool_format is not None
         if (choice is not None and choice.mode == "none") or names == () or not knows_format:
             return ToolChoice("none")
         return ToolChoice("auto", names)
@@ -227,11 +233,9 @@ class Rounds:
         builder.end_call(item, output, error)
 
     # ------------------------------------------------------------ rounds
-    async def checked(
-        self, model: ServedModel, response_id: str, trace_headers: tuple[tuple[str, str], ...]
-    ) -> Prepared:
+    async def checked(self, response_id: str, trace_headers: tuple[tuple[str, str], ...]) -> Prepared:
         """All of the request that can be checked before a server is asked. Raises as `ServedModel.prepare`."""
-        self._model, self._response_id, self._trace_headers = model, response_id, trace_headers
+        self._response_id, self._trace_headers = response_id, trace_headers
         offered = self.placeholders()
         messages = messages_of(self._request.instructions, [*self._before, *self._items], len(self._before))
         if not messages:

@@ -166,8 +166,10 @@ class MCPCallInput(WireModel):
     id: Id | None = None
 
     def kept(self) -> Item:
-        status = self.status or ("completed" if self.error is None else "failed")
-        return self.model_dump() | {"status": status, "id": self.id or new_id("mcp")}
+        status, error = self.status or ("completed" if self.error is None else "failed"), self.error
+        if isinstance(error, str):  # an older form
+            error = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": error}]}
+        return self.model_dump() | {"status": status, "error": error, "id": self.id or new_id("mcp")}
 
 
 class ApprovalRequestInput(WireModel):
