@@ -33,6 +33,8 @@ MAX_TOOLS: Final = 1024
 _LEAVE_SECONDS: Final = 5.0
 #: Codes of JSON-RPC, for what a server did not say itself.
 _INTERNAL, _TIMEOUT, _CLOSED = -32603, -32001, -32000
+#: What the package says where a server answers with an HTTP error, and with no words of MCP.
+_STATUS_ONLY: Final = ("Server returned an error response", "Not Found", "Session terminated")
 
 
 class MCPFailed(Exception):
@@ -159,7 +161,7 @@ class MCPSession:
         if transport is not None and transport.failure is not None:
             self._drop()
             return MCPFailed(transport.failure, _CLOSED)
-        if transport is not None and transport.status is not None:
+        if transport is not None and transport.status is not None and message in _STATUS_ONLY:
             status = transport.status
             return MCPFailed(f"the server answers with the HTTP status {status}", status, "http_error")
         if code == _CLOSED:
@@ -263,8 +265,12 @@ def _quiet() -> None:
 
 
 def _first_words(exc: BaseException) -> str:
+    from mcp import MCPError
+
     while isinstance(exc, BaseExceptionGroup):
         exc = exc.exceptions[0]
+    if isinstance(exc, MCPError):
+        return exc.error.message
     if isinstance(exc, OSError):
         return f"the server cannot be started: {exc.strerror or exc}"
     return f"the server does not answer as MCP says ({type(exc).__name__})"

@@ -84,8 +84,6 @@ class CreateHandler:
             for approved in approved_calls(before, items):
                 check_server_of(approved, set())
             messages = messages_of(request.instructions, [*before, *items], len(before))
-            if not messages:
-                raise InvalidRequest("There is nothing to respond to: `input` is missing or empty.", "input")
             offered = offered_of(request)
             conversation = conversation_of(request, messages, serving, offered)
             with own_place(offered):

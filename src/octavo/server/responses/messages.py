@@ -34,7 +34,7 @@ def messages_of(
         kind = item["type"]
         if kind == "mcp_list_tools":  # what the model is told of it are the functions
             continue
-        call = _call_of(item, function_names or {})
+        call = _call_of(item, function_names or {}, names)
         is_own = call is not None or kind == "reasoning" or item.get("role") == "assistant"
         if not is_own or said.is_over(item):
             messages += said.messages()
@@ -55,34 +55,44 @@ def messages_of(
                 )
             messages.append(tool_message(call_id, _content(item["output"], place(i), "output"), names[call_id]))
         elif kind == "mcp_approval_response":
-            request_id = item["approval_request_id"]
-            if request_id not in names:
-                raise InvalidRequest(
-                    f"There is no approval request with the id {request_id[:64]!r} before this response.",
-                    f"{place(i)}.approval_request_id" if i >= num_before else place(i),
-                )
-            if not item["approve"]:
-                reason = item.get("reason")
-                refused = f"The call was not approved{f': {reason}' if reason else '.'}"
-                messages.append(tool_message(request_id, refused, names[request_id]))
+            messages += _refusal(item, names, f"{place(i)}.approval_request_id" if i >= num_before else place(i))
         if kind == "mcp_call":
             # Each call is followed by what it gave: which of them the model wrote together, the items do not say.
             messages += said.messages()
             said = _Said()
-            call_id = item.get("approval_request_id") or item["id"]
-            messages.append(tool_message(call_id, _given(item), names.get(call_id, item["name"])))
-    return messages + said.messages()
+            messages.append(tool_message(_call_id(item), _given(item), names[_call_id(item)]))
+    messages += said.messages()
+    if not messages:
+        raise InvalidRequest("There is nothing to respond to: `input` is missing or empty.", "input")
+    return messages
 
 
-def _call_of(item: Item, function_names: Mapping[tuple[str, str], str]) -> Call | None:
-    """The call that an item is; a call that was approved is that of the request."""
+def _refusal(item: Item, names: Mapping[str, str], param: str) -> list[Message]:
+    """What a model is told of the answer to an approval request: nothing where the call is made."""
+    request_id = item["approval_request_id"]
+    if request_id not in names:
+        raise InvalidRequest(f"There is no approval request with the id {request_id[:64]!r} before its answer.", param)
+    if item["approve"]:
+        return []
+    reason = item.get("reason")
+    return [tool_message(request_id, f"The call was not approved{f': {reason}' if reason else '.'}", names[request_id])]
+
+
+def _call_of(item: Item, function_names: Mapping[tuple[str, str], str], known: Mapping[str, str]) -> Call | None:
+    """The call that an item is, unless it is among the `known` ones: one that was approved is that of the request."""
     kind = item["type"]
     if kind == "function_call":
         return Call(item["call_id"], item["name"], item["arguments"])
-    if kind == "mcp_approval_request" or (kind == "mcp_call" and not item.get("approval_request_id")):
-        name = function_names.get((item["server_label"], item["name"]), item["name"])
-        return Call(item["id"], name, item["arguments"])
-    return None
+    if kind not in ("mcp_approval_request", "mcp_call") or _call_id(item) in known:
+        return None
+    name = function_names.get((item["server_label"], item["name"]), item["name"])
+    return Call(_call_id(item), name, item["arguments"])
+
+
+def _call_id(item: Item) -> str:
+    """Of a call of an MCP server's tool, or of the request to approve it."""
+    call_id: str = item.get("approval_request_id") or item["id"]
+    return call_id
 
 
 def _given(item: Item) -> str:

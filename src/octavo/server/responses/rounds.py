@@ -135,8 +135,6 @@ class Rounds:
         names = {(function.label, function.name): name for name, function in functions.items()}
         items = [*self._before, *self._items, *output]
         messages = messages_of(self._request.instructions, items, len(self._before), names)
-        if not messages:
-            raise InvalidRequest("There is nothing to respond to: `input` is missing or empty.", "input")
         return conversation_of(self._request, messages, self._serving, offered), offered, functions
 
     def placeholders(self) -> Offered:
@@ -204,20 +202,18 @@ class Rounds:
         if not builder.end_round() or not builder.calls:
             return
         for item in list(builder.calls):
-            if self._calls_left > 0:
-                await self._make(builder, item)
-            else:
-                error = MCPCallError("mcp_protocol_error", code=-32000, message="no call is left for this response")
-                builder.end_call(item, None, error)
+            await self._make(builder, item)
             yield
         if not builder.expects_caller:
             self.next = await self._next(builder)
 
     async def _make(self, builder: ResponseBuilder, item: MCPCallItem) -> None:
         self._calls_left -= 1
-        self.has_called = True
         output: str | None = None
         try:
+            if self._calls_left < 0:
+                raise MCPFailed("no call is left for this response", -32000)
+            self.has_called = True
             [used] = [used for used in self._servers if used.tool.server_label == item.server_label]
             known = [tool for tool in used.listed or () if tool["name"] == item.name and used.tool.allows(dict(tool))]
             if not known:
@@ -238,8 +234,6 @@ class Rounds:
         self._response_id, self._trace_headers = response_id, trace_headers
         offered = self.placeholders()
         messages = messages_of(self._request.instructions, [*self._before, *self._items], len(self._before))
-        if not messages:
-            raise InvalidRequest("There is nothing to respond to: `input` is missing or empty.", "input")
         return await self._prepared(conversation_of(self._request, messages, self._serving, offered), offered, {})
 
     async def _next(self, builder: ResponseBuilder) -> Prepared | None:
@@ -335,8 +329,9 @@ def _function(name: str, description: str | None, parameters: dict[str, Any]) ->
 
 
 def _description(tool: Mapping[str, Any], server: MCPTool) -> str | None:
-    told = [tool.get("description"), server.server_description and f"({server.server_label}: "
-            f"{server.server_description})"]  # fmt: skip
+    told = [tool.get("description")]
+    if server.server_description:
+        told.append(f"({server.server_label}: {server.server_description})")
     return " ".join(text for text in told if text) or None
 
 
