@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import json
 import logging
+import shutil
+import ssl
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -487,7 +490,7 @@ def test_what_is_checked_is_what_is_connected_to(small: Running) -> None:
             asked.append((host, port))
             return list(addresses)
 
-        transport = CheckedTransport(1000, lambda address: str(address) == "127.0.0.1", resolve)
+        transport = CheckedTransport(1000, lambda address: str(address) == "127.0.0.1", resolver=resolve)
         async with httpx2.AsyncClient(transport=transport, trust_env=False) as client:
             with contextlib.suppress(httpx2.NetworkError):
                 await client.post(f"http://mcp.example.org:{port}/{path}", content=b"{}")
@@ -499,6 +502,37 @@ def test_what_is_checked_is_what_is_connected_to(small: Running) -> None:
     for addresses in (("127.0.0.1", "10.0.0.1"), ("::1",), ()):
         assert asyncio.run(sent(*addresses)).failure == "its host is not on the public internet"
     assert len(small.requests) == before
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here")
+def test_the_certificate_must_be_of_the_name(tmp_path: Path) -> None:
+    files = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-out", files[0], "-keyout", files[1]]
+    named = ["-subj", "/CN=a", "-addext", "subjectAltName=DNS:mcp.example.org"]
+    subprocess.run([*make, *named], check=True, capture_output=True)
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(*files)
+    trusting = ssl.create_default_context(cafile=files[0])
+
+    async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+        writer.close()
+
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    async def work() -> None:
+        async with await asyncio.start_server(answered, "127.0.0.1", 0, ssl=serving) as server:
+            port = server.sockets[0].getsockname()[1]
+            for name, failure in (("mcp.example.org", None), ("other.example.org", "the server cannot be reached")):
+                transport = CheckedTransport(1000, lambda address: True, resolver=resolve, tls=trusting)
+                async with httpx2.AsyncClient(transport=transport, trust_env=False) as client:
+                    with contextlib.suppress(httpx2.NetworkError):
+                        assert (await client.post(f"https://{name}:{port}/")).text == "ok"
+                assert transport.failure == failure
+
+    asyncio.run(asyncio.wait_for(work(), 20))
 
 
 # ---------------------------------------------------------------- flags

@@ -27,14 +27,21 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
     `failure`: why nothing more comes, in words for the caller; `status`: of the last message, if it was no success.
     """
 
-    def __init__(self, max_bytes: int, permits: Permit | None = is_public, resolver: Resolver = resolve) -> None:
-        """`max_bytes` of one reply. `permits`: None lets all addresses be asked."""
+    def __init__(
+        self,
+        max_bytes: int,
+        permits: Permit | None = is_public,
+        *,
+        resolver: Resolver = resolve,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """`max_bytes` of one reply. `permits`: None lets all addresses be asked. `resolver`, `tls`: for tests."""
         self.failure: str | None = None
         self.status: int | None = None
         self._max_bytes = max_bytes
         self._permits = permits
         self._resolver = resolver
-        self._inner = httpx2.AsyncHTTPTransport(verify=_tls(), trust_env=False)
+        self._inner = httpx2.AsyncHTTPTransport(verify=tls or _tls(), trust_env=False)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         if self.failure is not None:
