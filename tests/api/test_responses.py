@@ -14,9 +14,9 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
-from server.test_mcp import ADD, server_calling
 from server.test_responses import TOOLS
 from support.client_fakes import TOKENIZER
+from support.mcp_fakes import ADD, server_calling
 from support.mcp_server import running
 from support.server_fakes import Server, answer, make_server
 from support.server_process import ServerProcess

@@ -39,7 +39,8 @@ class ServerState:
 
     async def close(self) -> None:
         await self.runs.close()
-        await self.mcp.close()
+        if "mcp" in vars(self):  # it was used
+            await self.mcp.close()
         await self.store.close()
 
     def check_available(self) -> None:
