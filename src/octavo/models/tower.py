@@ -6,14 +6,17 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from octavo.models.builder import Builder
+from octavo.models.codes import CodesDefinition, define_codes
+from octavo.models.encoder import FramesSpec, convolutions
 from octavo.models.params import Matrix, Param
-from octavo.models.spec import DerivedSpec, ProjectorSpec, TowerSpec
+from octavo.models.spec import DerivedSpec, ProjectorSpec, QueriesSpec, TowerSpec
 from octavo.ops.operands import Buffer, Weight
-from octavo.ops.operations import Act, Add, Embed, GivenRows, MergeRows
+from octavo.ops.operations import Act, Add, CacheOp, Embed, GivenRows, MergeRows
 from octavo.ops.program import Program, program
 
 #: Where the names of a tower's tensors begin, behind the renames of a layout.
 ROOM: Final = "tower"
+CODES: Final = f"{ROOM}.codes"
 #: Of towers that have rotations and no table of positions.
 MAX_PATCHES_A_SIDE: Final = 4096
 
@@ -29,6 +32,15 @@ class Stage:
 
 
 @dataclass(frozen=True, eq=False)
+class QueriesDefinition:
+    """`keys`: from the rows of the last stage to the caches that `program` reads as those of an encoder. `program`: to
+    rows of the language model, of sequences of which a picture has one."""
+
+    keys: Program
+    program: Program
+
+
+@dataclass(frozen=True, eq=False)
 class TowerDefinition:
     """A tower before its weights are there. Its sequences are pictures, all of whose rows see each other, but for
     stages of windows."""
@@ -39,15 +51,26 @@ class TowerDefinition:
     derived: dict[Weight, DerivedSpec]
     position_table: Weight | None  # of positions that are interpolated, float32 [num_positions, hidden size]
     newline: Weight | None  # float32 [width of the language model's rows]
+    queries: QueriesDefinition | None = None
+    codes: CodesDefinition | None = None
 
     @property
     def programs(self) -> tuple[Program, ...]:
-        return tuple(each for stage in self.stages for each in (stage.program, stage.tap) if each is not None)
+        found = [each for stage in self.stages for each in (stage.program, stage.tap) if each is not None]
+        if self.queries is not None:
+            found += [self.queries.keys, self.queries.program]
+        return tuple(found if self.codes is None else [*found, self.codes.program])
 
 
-def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
-    """`width`: of the language model's rows. Raises ProgramError if the blocks of a family do not fit together."""
+def define_tower(spec: TowerSpec, width: int, embedding: Weight) -> TowerDefinition:
+    """`width`: of the language model's rows; `embedding`: its table. Raises ProgramError if the blocks of a family do
+    not fit together."""
+    if spec.sound is not None:
+        return _define_hearing(spec, spec.sound, width)
     build = Builder(spec.num_positions or MAX_PATCHES_A_SIDE, f"{ROOM}.layers", "v.blk", keeps=False)
+    if spec.codes is not None:
+        codes = define_codes(build, CODES, spec.codes, embedding)
+        return TowerDefinition(spec, (), tuple(build.params), {}, None, None, codes=codes)
     patches = Buffer("patches", spec.patch_values)
     build.ops.append(GivenRows(out=patches))
     has_bias = spec.patch_bias and not spec.has_class_token
@@ -85,8 +108,60 @@ def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
             [Matrix(name=f"{ROOM}.newline", gguf="model.image_newline", rows=width)], f"{ROOM}.newline", "", "bias"
         )
     stages.append(Stage(program(build.ops, output), len(spec.layers) - 1 in spec.windowed))
+    builders, queries = [build], None
+    if spec.queries is not None:
+        builders.append(Builder(spec.queries.number, f"{ROOM}.queries.layers", "v.queries.blk", keeps=False))
+        queries = _define_queries(builders[-1], spec, spec.queries, width)
+    derived = {weight: each for builder in builders for (each, _), weight in builder.derived.items()}
+    params = tuple(param for builder in builders for param in builder.params)
+    return TowerDefinition(spec, tuple(stages), params, derived, table, newline, queries)
+
+
+def _define_queries(build: Builder, tower: TowerSpec, spec: QueriesSpec, width: int) -> QueriesDefinition:
+    build.encoder_rows = Buffer("picture", tower.hidden_size)
+    name = f"{ROOM}.queries.table"
+    table = Matrix(name=name, gguf="v.queries", rows=spec.number)
+    weight = build.matrices(name, [table], spec.hidden_size, None, "embedding")
+    rows = build.buffer("queries", spec.hidden_size)
+    build.ops.append(Embed(out=rows, weight=weight, index="positions"))
+    residual = build.norm(rows, spec.norm, f"{ROOM}.queries.norm", "v.queries_norm")
+    for number, layer in enumerate(spec.layers):
+        build.layer(number)
+        layer.emit(build, residual)
+    build.top()
+    output = _projected(build, tower.projector, residual, width, f"{ROOM}.projector", spec.hidden_size)
+    ops = [
+        replace(op, cache=replace(op.cache, group=1)) if isinstance(op, CacheOp) and op.cache.of_encoder else op
+        for op in build.ops
+    ]
+    return QueriesDefinition(program(build.crossing, build.encoder_rows), program(ops, output))
+
+
+def _define_hearing(spec: TowerSpec, sound: FramesSpec, width: int) -> TowerDefinition:
+    """Three stages. What a stage reads is made of the rows of the one before it (`worker/sounds.py`).
+
+    three frames side by side --first convolution--> a row for each frame
+    three of these, every other --second convolution, positions, layers, norm--> a row for each two frames
+    `merge` of these --projector--> a row of the language model
+    """
+    build = Builder(spec.num_positions, f"{ROOM}.layers", "a.blk", keeps=False)
+    residual = Buffer("residual", spec.hidden_size)
+    first = program(convolutions(build, sound, residual, ROOM, "a"), residual)
+    _add_positions(build, spec, residual)
+    for number, layer in enumerate(spec.layers):
+        build.layer(number)
+        layer.emit(build, residual)
+    build.top()
+    output = residual
+    if spec.post_norm is not None:
+        output = build.norm(residual, spec.post_norm, f"{ROOM}.post_norm", "a.post_ln")
+    layers = program(build.cut(), output)
+    build.ops.append(GivenRows(out=residual))
+    rows = _merged(build, spec, residual)
+    rows = _projected(build, spec.projector, rows, width, f"{ROOM}.projector", spec.hidden_size)
+    stages = (Stage(first), Stage(layers), Stage(program(build.ops, rows)))
     derived = {weight: each for (each, _), weight in build.derived.items()}
-    return TowerDefinition(spec, tuple(stages), tuple(build.params), derived, table, newline)
+    return TowerDefinition(spec, stages, tuple(build.params), derived, None, None)
 
 
 def _cut(build: Builder, residual: Buffer) -> Program:
@@ -101,6 +176,8 @@ def _head(build: Builder, spec: TowerSpec, rows: Buffer, width: int) -> Buffer:
     if spec.post_norm is not None:
         rows = build.norm(rows, spec.post_norm, f"{ROOM}.post_norm", "v.post_ln")
     rows = _merged(build, spec, rows)
+    if spec.queries is not None or not spec.is_projected:
+        return rows
     return _projected(build, spec.projector, rows, width, f"{ROOM}.projector", spec.hidden_size)
 
 
@@ -146,8 +223,12 @@ def _projected(build: Builder, spec: ProjectorSpec, rows: Buffer, width: int, na
     if not spec.inner_size:
         return build.linear(rows, name, [Matrix(name=name, gguf="mm.0", rows=width, bias=spec.bias)], None)
     up = Matrix(name=f"{name}.up", gguf="mm.0", rows=spec.inner_size, bias=spec.bias)
-    inner = build.linear(rows, f"{name}.up", [up], None)
+    gate = replace(up, name=f"{name}.gate", gguf="mm.gate")
+    inner = build.linear(rows, f"{name}.up", [gate, up] if spec.is_gated else [up], None)
     act = build.buffer(f"{name}.act", spec.inner_size)
-    build.ops.append(Act(out=act, x=inner, kind=spec.activation, gated=False))
+    build.ops.append(Act(out=act, x=inner, kind=spec.activation, gated=spec.is_gated))
+    if spec.inner_norm is not None:
+        act = build.norm(act, spec.inner_norm, f"{name}.inner_norm", "mm.inner_norm")
     down = Matrix(name=f"{name}.down", gguf="mm.2", rows=width, bias=spec.bias)
-    return build.linear(act, f"{name}.down", [down], None)
+    out = build.linear(act, f"{name}.down", [down], None)
+    return out if spec.last_norm is None else build.norm(out, spec.last_norm, f"{name}.last_norm", "mm.last_norm")
