@@ -278,6 +278,7 @@ def test_the_servers_of_the_operator(tmp_path: Path) -> None:
         ('{"a": {"command": "x", "args": "y"}}', "list of texts"),
         ('{"a": {"url": "http://a", "type": "sse"}}', "'sse'"),
         ('{"a": {"command": "x", "cwd": "/no/such/place"}}', "no directory"),
+        ('{"a b": {"url": "http://a"}}', "a label has"),
         ("/no/such/file.json", "cannot be read"),
         ("{", "not valid JSON"),
     ):

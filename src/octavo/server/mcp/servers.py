@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -21,6 +22,8 @@ _OWN_HEADERS: Final = frozenset(
     {"host", "content-length", "content-type", "content-encoding", "transfer-encoding", "connection", "accept",
      "accept-encoding", "upgrade", "te", "trailer", "expect", "last-event-id"}
 )  # fmt: skip
+#: What a server is called in requests.
+LABEL: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 MAX_HEADERS, MAX_HEADER_CHARS = 64, 16384
 #: Sessions of all responses at once; others wait within their time.
 MAX_SESSIONS: Final = 64
@@ -123,6 +126,8 @@ def servers_of(given: str | None) -> dict[str, MCPServer]:
 
 def _server(label: str, entry: Any) -> MCPServer:
     place = f"--mcp-servers: {label}"
+    if not LABEL.fullmatch(label):
+        raise InvalidConfig(f"{place!r}: a label has up to 64 letters, digits, - and _, and begins with a letter")
     if not isinstance(entry, dict) or ("url" in entry) == ("command" in entry):
         raise InvalidConfig(f"{place} must be an object with either `url` or `command`")
     entry = dict(entry)

@@ -8,18 +8,24 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from octavo.media.addresses import MAX_URL_CHARS
-from octavo.server.mcp.servers import check_headers
+from octavo.server.mcp.servers import LABEL, check_headers
 from octavo.server.mcp.session import MAX_TOOLS
 from octavo.server.openai.protocol.common import WireModel
 from octavo.server.responses.protocol.ids import Id, Item, new_id
 
 #: Most MCP servers of one request.
 MAX_SERVERS = 16
-MAX_LABEL_CHARS = 64
 _MAX_DESCRIPTION_CHARS = 16384
 
+
+def _check_label(value: str) -> str:
+    if not LABEL.fullmatch(value):
+        raise PydanticCustomError("label", "A label has up to 64 letters, digits, - and _, and begins with a letter")
+    return value
+
+
 ToolName = Annotated[str, Field(min_length=1, max_length=256)]
-Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS, pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+Label = Annotated[str, AfterValidator(_check_label)]
 
 
 class ToolFilter(WireModel):
@@ -70,7 +76,7 @@ class MCPTool(WireModel):
     type: Literal["mcp"]
     server_label: Label
     server_url: Annotated[str | None, Field(min_length=1, max_length=MAX_URL_CHARS)] = None
-    connector_id: Annotated[str | None, Field(min_length=1, max_length=MAX_LABEL_CHARS)] = None
+    connector_id: Label | None = None
     server_description: Annotated[str | None, Field(max_length=_MAX_DESCRIPTION_CHARS)] = None
     allowed_tools: Annotated[
         ToolFilter | None,
