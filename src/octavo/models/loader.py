@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn, get_args
 
@@ -16,6 +17,7 @@ from octavo.base.config import ModelConfig
 from octavo.base.config.engine import LoadQuantization, shard_pattern, tensorizer_settings
 from octavo.base.errors import CheckpointError, DeviceError, InvalidConfig
 from octavo.base.host import FreeMemory, gib
+from octavo.files.parts import with_part_configs
 from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, StoredCheckpoint, read_json
 from octavo.models.decoder import LM_HEAD
 from octavo.models.directory import open_directory
@@ -24,6 +26,7 @@ from octavo.models.implementation import Tensors, definition_of, tensors_of, tra
 from octavo.models.mxfp4_checkpoint import Mxfp4Checkpoint
 from octavo.models.overrides import overridden
 from octavo.models.params import Param, TensorDecl
+from octavo.models.parts_checkpoint import with_parts
 from octavo.models.quantized_checkpoint import QuantizedCheckpoint, quantization_config
 from octavo.models.rope import derived_values
 from octavo.models.spec import ModelSpec
@@ -159,7 +162,8 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
     path = Path(config.model)
     if config.load_format == "dummy":
         source: Checkpoint | None = GGUFCheckpoint(path) if path.suffix == ".gguf" else None
-        values = overridden(read_json(path / "config.json") if source is None else source.config, config)
+        stored = with_part_configs(read_json(path / "config.json"), path) if source is None else source.config
+        values = overridden(stored, config)
         if source is None and quantization_config(path, values) is not None:
             raise CheckpointError(
                 f"{path}: --load-format dummy makes floats, and this model is quantized: take quantization_config out "
@@ -177,6 +181,7 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
             plain = tensorizer_checkpoint(path, tensorizer_settings(extra))
         else:
             plain = open_directory(path, config.load_format, shard_pattern(extra, config.load_format))
+        plain = with_parts(plain, partial(open_directory, load_format="auto"))
         quantization = quantization_config(path, plain.config)
         if quantization is None:
             found = plain
@@ -305,6 +310,8 @@ class _Packer:
 
     def _table(self, param: Param) -> Tensor | QuantizedWeight:
         table = self._reader.matrix(param.parts[0])
+        if param.made is not None:
+            table = param.made([as_floats(table)])
         if param.first_row is not None:
             table = as_floats(table).to(torch.float32, copy=True)
             table[0] += self._reader.vector(param.first_row)
@@ -318,6 +325,8 @@ class _Packer:
 
     def _output(self, param: Param) -> LinearWeight:
         weight, bias = self._reader.matrix(param.parts[0]), param.biases[0]
+        if missing := param.weight.shape[0] - param.parts[0].shape[0]:  # tokens that are never sampled
+            weight = torch.nn.functional.pad(as_floats(weight).to(_dtype(weight)), (0, 0, 0, missing))
         if param.unit_rows:
             weight = torch.nn.functional.normalize(as_floats(weight).to(torch.float32)).to(_dtype(weight))
         return self._ops.pack_output(weight, None if bias is None else self._reader.vector(bias))
@@ -347,6 +356,8 @@ class _Packer:
 
     def _vector(self, param: Param) -> Tensor:
         values = [self._reader.vector(part) for part in param.parts]
+        if param.made is not None:
+            return param.made(values).view(param.weight.shape)
         joined = values[0] if len(values) == 1 else torch.cat(values, dim=-1)
         joined = joined + param.offset if param.offset else joined
         return joined * param.scale if param.scale != 1.0 else joined

@@ -45,7 +45,7 @@ def with_adapters(loaded: LoadedModel, config: EngineConfig, ops: Ops, max_num_b
     definition = loaded.model.definition
     if isinstance(definition, BridgedDefinition):
         raise InvalidConfig("--enable-lora: this model runs by way of transformers, and adapters need octavo's own.")
-    if definition.encoder is not None:
+    if definition.crossing is not None:
         raise InvalidConfig("--enable-lora: models with an encoder take no adapters yet.")
     if definition.spec.bidirectional:
         raise InvalidConfig("--enable-lora: models whose tokens see all of their text take no adapters yet.")
