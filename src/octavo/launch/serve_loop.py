@@ -97,7 +97,7 @@ class ServeLoop:
         model = served_model(self._config, self._names, self._client, text)
         if (taker := model.media or model.speech) is not None:
             watchers.metrics.tell_media(taker.stats)
-        if model.adapters is not None:
+        if info.max_loras:
             watchers.metrics.tell_adapters(self._client.adapter_names, info.max_loras)
         state = ServerState(server, Models([model]), watchers.metrics, self._config.engine)
         self._server = HTTPServer(http_config(create_app(state), server), self._on_listening)
@@ -106,7 +106,7 @@ class ServeLoop:
             loop.add_signal_handler(signum, self._on_signal, signum)
         self._client.start()
         try:
-            await load_modules(model.adapters, server.lora_modules)
+            await load_modules(model.adapters, server)
             if server.responses_store is not None:
                 await state.store.open()
             self._listener.make_reusable()

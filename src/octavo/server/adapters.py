@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from octavo.base.errors import InvalidRequest
-from octavo.served.adapters import Adapters
+from octavo.served.adapters import Adapter, Adapters
 from octavo.server.http.errors import validate_body
 from octavo.server.http.exchange import Exchange
 from octavo.server.http.routing import Handler, Route
@@ -42,7 +42,7 @@ class AdapterHandlers:
     @property
     def _adapters(self) -> Adapters:
         adapters = self._state.models.default.adapters
-        assert adapters is not None, "the routes exist with --enable-lora only"
+        assert adapters is not None, "the routes exist where there are adapters only"
         return adapters
 
     async def load(self, exchange: Exchange) -> None:
@@ -51,15 +51,19 @@ class AdapterHandlers:
         self._state.models.default.check_available()
         if request.load_inplace and request.lora_name in self._adapters.names:
             await self._adapters.unload(request.lora_name)
-        await self._adapters.load(request.lora_name, request.lora_path)
-        await _say(exchange, f"Success: LoRA adapter '{request.lora_name}' added successfully.")
+        adapter = await self._adapters.load(request.lora_name, request.lora_path)
+        await _say(exchange, f"Success: {_kind(adapter)} adapter '{request.lora_name}' added successfully.")
 
     async def unload(self, exchange: Exchange) -> None:
         request = validate_body(UnloadAdapterRequest, await exchange.read_json())
         if not request.lora_name:
             raise InvalidRequest("`lora_name` is missing: octavo knows adapters by their names.", "lora_name")
-        await self._adapters.unload(request.lora_name)
-        await _say(exchange, f"Success: LoRA adapter '{request.lora_name}' removed successfully.")
+        adapter = await self._adapters.unload(request.lora_name)
+        await _say(exchange, f"Success: {_kind(adapter)} adapter '{request.lora_name}' removed successfully.")
+
+
+def _kind(adapter: Adapter) -> str:
+    return "prompt" if adapter.is_prompt else "LoRA"
 
 
 async def _say(exchange: Exchange, text: str) -> None:
