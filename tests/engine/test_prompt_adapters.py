@@ -1,4 +1,4 @@
-"""Prompt adapters in the engine: what PEFT's would compute, in any company, wherever they have to wait for their place."""
+"""Prompt adapters in the engine: what PEFT's would compute, in any company, wherever they have to wait."""
 
 from __future__ import annotations
 

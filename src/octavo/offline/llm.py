@@ -78,9 +78,9 @@ class LLM(PoolingCalls):
     """A loaded model. Ends with `close`, at the end of a `with` block, or with the last reference to it.
 
     `LLM("org/repo", max_model_len=4096, ...)`: the model as `octavo serve` takes it, the fields of `ModelConfig`,
-    `CacheConfig`, `SchedulerConfig`, `ParallelConfig`, `LoraConfig` and `PromptAdapterConfig`, and those of `ServerConfig` in
-    `SERVER_SETTINGS`; those that hold JSON, such as `override_generation_config` and `limit_mm_per_prompt`, may be
-    mappings.
+    `CacheConfig`, `SchedulerConfig`, `ParallelConfig`, `LoraConfig` and `PromptAdapterConfig`, and those of
+    `ServerConfig` in `SERVER_SETTINGS`; those that hold JSON, such as `override_generation_config` and
+    `limit_mm_per_prompt`, may be mappings.
     Raises `StartupError`; no process is left then.
     """
 

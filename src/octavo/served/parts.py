@@ -71,7 +71,8 @@ class Engine(Protocol):
         ...
 
     async def load_adapter(self, key: str, path: str, *, is_prompt: bool = False) -> AdapterInfo:
-        """Have the engine read an adapter, of weights or a prompt adapter. Raises `ServerError` with what is wrong with its files."""
+        """Have the engine read an adapter, of weights or a prompt adapter. Raises `ServerError` with what is wrong with
+        its files."""
         ...
 
     async def drop_adapter(self, key: str) -> None:

@@ -164,7 +164,8 @@ def _check(config: Mapping[str, Any], directory: Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(
-            f"{directory}: peft_type is {str(kind)[:40]!r}: of PEFT's adapters octavo reads LORA, PROMPT_TUNING and P_TUNING"
+            f"{directory}: peft_type is {str(kind)[:40]!r}: of PEFT's adapters octavo reads LORA, PROMPT_TUNING "
+            "and P_TUNING"
         )
     for name in _REFUSED:
         if config.get(name):
