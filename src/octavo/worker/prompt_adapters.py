@@ -14,9 +14,11 @@ from octavo.base.config import EngineConfig
 from octavo.base.errors import CheckpointError, InvalidConfig
 from octavo.device.base import Device
 from octavo.files.adapters import is_prompt_adapter
+from octavo.models.adapters.peft import CONFIG_NAME, check_kind
 from octavo.models.adapters.prompts import PromptFit, read_prompt
 from octavo.models.adapters.targets import given_width, with_given_rows
 from octavo.models.bridge.declare import BridgedDefinition
+from octavo.models.checkpoint import read_json
 from octavo.models.decoder import Definition
 from octavo.models.implementation import transformer
 from octavo.models.loader import LoadedModel
@@ -70,13 +72,16 @@ class KeptFiles:
     def read(self, key: str, path: str) -> AdapterInfo:
         """Raises CheckpointError for files that are missing, damaged, do not fit the model, or are of a kind that is
         not served."""
-        if not is_prompt_adapter(Path(path)):
-            if self._weights is None:
-                raise CheckpointError(f"{path}: not a prompt adapter; other adapters need --enable-lora")
-            return self._weights.read(key, path)
+        place = Path(path)
+        if not is_prompt_adapter(place):
+            if self._weights is not None:
+                return self._weights.read(key, path)
+            if place.is_dir():
+                check_kind(read_json(place / CONFIG_NAME), place)
+            raise CheckpointError(f"{path}: a LoRA adapter, which needs --enable-lora")
         if self._fit is None:
             raise CheckpointError(f"{path}: a prompt adapter, which needs {_FLAG}")
-        rows = self._rows[key] = read_prompt(Path(path), self._fit)
+        rows = self._rows[key] = read_prompt(place, self._fit)
         logger.info("prompt adapter %s: %d virtual tokens, %.1f MiB", path, len(rows), rows.nbytes / 2**20)
         return AdapterInfo(num_virtual_tokens=len(rows))
 

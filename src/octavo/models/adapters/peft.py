@@ -160,13 +160,18 @@ def open_tensors(directory: Path) -> TensorFile:
     raise CheckpointError(f"{directory}: there is no {' and no '.join(_FILES)}")
 
 
-def _check(config: Mapping[str, Any], directory: Path) -> None:
+def check_kind(config: Mapping[str, Any], directory: Path) -> None:
+    """Raises CheckpointError for what is neither LoRA nor a prompt adapter."""
     kind = config.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(
             f"{directory}: peft_type is {str(kind)[:40]!r}: of PEFT's adapters octavo reads LORA, PROMPT_TUNING "
             "and P_TUNING"
         )
+
+
+def _check(config: Mapping[str, Any], directory: Path) -> None:
+    check_kind(config, directory)
     for name in _REFUSED:
         if config.get(name):
             raise CheckpointError(f"{directory}: {CONFIG_NAME}: {name} is not supported")
