@@ -178,9 +178,7 @@ def grouped(ops: Sequence[Op]) -> tuple[list[Op], tuple[CacheGroup, ...]]:
 def _add_heads(build: Builder, pooling: PoolingSpec, width: int) -> None:
     """Weights that no operation of the program reads: those of one row."""
     for head in pooling.heads:
-        build.table(head.name, head.gguf, (head.size, width))
-        if head.bias:
-            build.vector([Matrix(name=head.name, gguf=head.gguf, rows=head.size)], head.name, "bias", "bias")
+        build.pooled_head(head, width)
         width = head.size
 
 

@@ -232,6 +232,14 @@ class _Reader:
         self._check_finite(tensor, values)
         return values
 
+    def rows(self, tensor: TensorDecl, rows: Sequence[int]) -> Tensor:
+        """Of a table so many rows, in their order, float32."""
+        weight, wanted = self._take(tensor), torch.tensor(rows)
+        taken = weight.select_rows(wanted) if isinstance(weight, QuantizedWeight) else weight[wanted]
+        values = self._to_device(as_floats(taken).to(torch.float32, copy=True))
+        self._check_finite(tensor, values)
+        return values
+
     def _take(self, tensor: TensorDecl) -> Tensor | QuantizedWeight:
         weight = self._tensors.get(tensor)
         self.num_params += math.prod(weight.shape)
@@ -346,10 +354,19 @@ class _Packer:
         return weight if self._online == "experts_int8" and not is_expert else quantize(weight.cpu(), self._online)
 
     def _vector(self, param: Param) -> Tensor:
+        if param.rows:
+            return self._rows(param)
         values = [self._reader.vector(part) for part in param.parts]
         joined = values[0] if len(values) == 1 else torch.cat(values, dim=-1)
         joined = joined + param.offset if param.offset else joined
         return joined * param.scale if param.scale != 1.0 else joined
+
+
+    def _rows(self, param: Param) -> Tensor:
+        table = self._reader.rows(param.parts[0], (*param.rows, *param.minus_rows))
+        taken, rest = table[: len(param.rows)], table[len(param.rows) :]
+        made = taken - rest if len(rest) else taken
+        return made.t().contiguous() if param.transposed else made
 
 
 def _dtype(weight: Tensor | QuantizedWeight) -> torch.dtype:

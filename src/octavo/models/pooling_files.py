@@ -35,13 +35,23 @@ _ACTIVATIONS: Final[Mapping[str, HeadActivation]] = {
 _GGUF_KINDS: Final[Mapping[int, PoolingKind]] = {1: "mean", 2: "cls", 3: "last"}
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DenseNorm:
+    """A layer norm: weight and bias float32 [width]."""
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+
+
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """A product with the pooled row that stands in a file of its own: weight float32 [out, in], bias float32 [out]."""
+    """A product with the pooled row: weight float32 [out, in], bias float32 [out]."""
 
     weight: Tensor
     bias: Tensor | None
     activation: HeadActivation
+    norm: DenseNorm | None = None  # behind the activation
 
 
 @dataclass(frozen=True, kw_only=True)

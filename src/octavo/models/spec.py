@@ -57,6 +57,17 @@ class AlibiSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RelativeSpec:
+    """In place of a rotation: a number a head that is added to a score, by how far the key lies behind or in front of the
+    query. Distances share numbers, the more the larger they are: half of `num_buckets` are for keys in front, of these
+    half for a distance each, and the others up to `max_distance`, from which on it is the last. All layers have the same
+    table."""
+
+    num_buckets: int
+    max_distance: int = 128
+
+
+@dataclass(frozen=True, kw_only=True)
 class QScaleSpec:
     """What queries are multiplied by, which grows with their position: 1 + beta log(1 + floor(p / original)), with
     p = position + offset."""
@@ -145,14 +156,29 @@ HeadActivation = Literal["", "tanh", "relu", "gelu", "silu", "sigmoid"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowsOfTable:
+    """Of a table of so many rows the difference of two, or one: scores of tokens are products with their rows."""
+
+    name: str
+    gguf: str
+    count: int
+    rows: tuple[int, ...]
+    minus_rows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeadSpec:
-    """A product with a pooled row: activation(weight x + bias)."""
+    """A product with a pooled row: norm(activation(weight x + bias))."""
 
     name: str  # of the checkpoint's tensors, as they are after the family's renames
     gguf: str
     size: int
     bias: bool = True
     activation: HeadActivation = ""
+    norm: NormSpec | None = None  # a layer norm
+    norm_name: str = ""
+    norm_gguf: str = ""
+    of_table: RowsOfTable | None = None  # what its weight is made of; None: it has a tensor of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +190,8 @@ class PoolingSpec:
     #: What the last head's values mean: "" for a vector, else classes.
     classes: Literal["", "softmax", "sigmoid", "none"] = ""
     labels: tuple[str, ...] = ()  # of the classes
+    reads_pairs: bool = False  # it was made for two texts in one
+    pair_template: str = ""  # with {query} and {document}; "": the tokenizer joins them
 
 
 @dataclass(frozen=True, kw_only=True)

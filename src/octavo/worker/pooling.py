@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from octavo.base.params import PoolingParams
 from octavo.device.base import Device
-from octavo.models.pooling_files import Dense, Pooling
-from octavo.models.spec import HeadActivation
+from octavo.models.pooling_files import Dense, DenseNorm, Pooling
+from octavo.models.spec import HeadActivation, HeadSpec
 from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
 from octavo.wire.step import ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
@@ -54,8 +54,7 @@ class Pooler:
         self._pooling = pooling
         heads = []
         for head in pooling.spec.heads:
-            bias = _host(weights[f"{head.name}.bias"]) if head.bias else None
-            heads.append(Dense(_host(weights[f"{head.name}.weight"]), bias, head.activation))
+            heads.append(_dense(head, weights))
         self._heads = [*heads, *pooling.dense]
         self._partial: dict[int, _Partial] = {}
 
@@ -132,6 +131,8 @@ class Pooler:
         for head in self._heads:
             x = functional.linear(x, head.weight, head.bias)
             x = _ACTIVATIONS[head.activation](x)
+            if head.norm is not None:
+                x = functional.layer_norm(x, x.shape, head.norm.weight, head.norm.bias, head.norm.eps)
         pooling = self._pooling
         if pooling.spec.classes:
             if params.activation is not False:
@@ -153,6 +154,20 @@ def _unit(values: np.ndarray) -> np.ndarray:
     length = float(np.sqrt(np.add.reduce(wide * wide)))
     result: np.ndarray = (wide / max(length, _SHORTEST)).astype(np.float32)
     return result
+
+
+def _dense(head: HeadSpec, weights: Mapping[str, Any]) -> Dense:
+    def found(name: str, is_there: bool) -> Tensor | None:
+        return _host(weights[name]) if is_there else None
+
+    norm = None
+    if head.norm is not None:
+        name = head.norm_name
+        bias = found(f"{name}.bias", head.norm.bias)
+        norm = DenseNorm(weight=_host(weights[f"{name}.weight"]), bias=bias, eps=head.norm.eps)
+    return Dense(
+        _host(weights[f"{head.name}.weight"]), found(f"{head.name}.bias", head.bias), head.activation, norm
+    )
 
 
 def _host(weight: Tensor) -> Tensor:
