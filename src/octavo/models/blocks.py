@@ -243,6 +243,7 @@ class GatedMLP:
     size: int
     activation: Activation
     bias: bool = False
+    down_bias: bool = False  # of down alone
     name: str = "mlp"
     gguf_suffix: str = ""
     gate_scale: float = 1.0
@@ -251,10 +252,11 @@ class GatedMLP:
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         def part(name: str, rows: int, scale: float = 1.0) -> Matrix:
-            gguf = f"ffn_{name}{self.gguf_suffix}"
+            bias = self.bias or (self.down_bias and name == "down")
             return Matrix(
-                name=f"{self.name}.{name}_proj", gguf=gguf, rows=rows, bias=self.bias, scale=scale, bias_scale=scale
-            )
+                name=f"{self.name}.{name}_proj", gguf=f"ffn_{name}{self.gguf_suffix}", rows=rows, bias=bias,
+                scale=scale, bias_scale=scale,
+            )  # fmt: skip
 
         inside = [part("gate", self.size, self.gate_scale), part("up", self.size)]
         gate_up = build.linear(x, f"{self.name}.gate_up", inside, shard=0)

@@ -179,9 +179,7 @@ class Builder:
         if all(param.weight != weight for param in self.params):
             name, shape = "relative_attention_bias.weight", (relative.num_buckets, num_heads)
             tensor = TensorDecl(name=f"model.{name}", gguf=name, shape=shape, role="matrix")
-            self.params.append(
-                Param(weight=weight, parts=(tensor,), packing="vector", rows=buckets, transposed=True)
-            )
+            self.params.append(Param(weight=weight, parts=(tensor,), packing="vector", rows=buckets, transposed=True))
         return weight
 
     def pooled_head(self, head: HeadSpec, width: int) -> None:

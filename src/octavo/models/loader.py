@@ -361,7 +361,6 @@ class _Packer:
         joined = joined + param.offset if param.offset else joined
         return joined * param.scale if param.scale != 1.0 else joined
 
-
     def _rows(self, param: Param) -> Tensor:
         table = self._reader.rows(param.parts[0], (*param.rows, *param.minus_rows))
         taken, rest = table[: len(param.rows)], table[len(param.rows) :]

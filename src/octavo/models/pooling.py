@@ -94,7 +94,8 @@ def pooled(spec: ModelSpec, values: dict[str, Any], model: ModelConfig, source: 
         raise CheckpointError(f"{source}: models of this family give no vectors; --task generate serves them")
     config = ConfigReader(values)
     pooling = classes_of(config, HeadSpec(name="score", gguf="cls", size=1, bias=False))
-    pooling = PoolingSpec(kind="last") if pooling is None else replace(pooling, kind="last")
+    usual = PoolingSpec(kind="mean" if spec.bidirectional else "last")
+    pooling = usual if pooling is None else replace(pooling, kind=usual.kind)
     if model.task in ("classify", "reward") and not pooling.classes:
         raise CheckpointError(
             f"{source}: --task {model.task} needs a model with a classifier, and this one has none; --task embed gives "
@@ -102,7 +103,7 @@ def pooled(spec: ModelSpec, values: dict[str, Any], model: ModelConfig, source: 
         )
     # A factor of the logits has no place in vectors.
     spec = replace(spec, pooling=pooling, tie_word_embeddings=False, logit_scale=1.0, unused=(*spec.unused, *UNUSED))
-    return _both_ways(spec, source) if values.get("is_causal") is False else spec
+    return _both_ways(spec, source) if values.get("is_causal") is False and not spec.bidirectional else spec
 
 
 #: What a checkpoint may have of an output matrix.

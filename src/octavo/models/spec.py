@@ -58,10 +58,9 @@ class AlibiSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RelativeSpec:
-    """In place of a rotation: a number a head that is added to a score, by how far the key lies behind or in front of the
-    query. Distances share numbers, the more the larger they are: half of `num_buckets` are for keys in front, of these
-    half for a distance each, and the others up to `max_distance`, from which on it is the last. All layers have the same
-    table."""
+    """A number a head that is added to a score, by how far the key lies in front of the query or behind it. Distances
+    share numbers, the more the larger they are: half of `num_buckets` are for either side, of these half for a distance
+    each, and the others up to `max_distance`, from which on it is the last. All layers have the same table."""
 
     num_buckets: int
     max_distance: int = 128

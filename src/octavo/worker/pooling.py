@@ -52,10 +52,7 @@ class Pooler:
     def __init__(self, pooling: Pooling, weights: Mapping[str, Any]) -> None:
         """`weights`: of the model, by name."""
         self._pooling = pooling
-        heads = []
-        for head in pooling.spec.heads:
-            heads.append(_dense(head, weights))
-        self._heads = [*heads, *pooling.dense]
+        self._heads = [*(_dense(head, weights) for head in pooling.spec.heads), *pooling.dense]
         self._partial: dict[int, _Partial] = {}
 
     def begin(self, request: NewRequestData) -> None:
@@ -165,9 +162,7 @@ def _dense(head: HeadSpec, weights: Mapping[str, Any]) -> Dense:
         name = head.norm_name
         bias = found(f"{name}.bias", head.norm.bias)
         norm = DenseNorm(weight=_host(weights[f"{name}.weight"]), bias=bias, eps=head.norm.eps)
-    return Dense(
-        _host(weights[f"{head.name}.weight"]), found(f"{head.name}.bias", head.bias), head.activation, norm
-    )
+    return Dense(_host(weights[f"{head.name}.weight"]), found(f"{head.name}.bias", head.bias), head.activation, norm)
 
 
 def _host(weight: Tensor) -> Tensor:

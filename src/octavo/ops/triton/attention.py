@@ -208,7 +208,8 @@ def variants() -> list[Variant]:
         constexprs: dict[str, Any] = {
             "NUM_HEADS": heads, "NUM_KV_HEADS": kv_heads, "D": head_dim, "Q_STRIDE": (heads + 2 * kv_heads) * head_dim,
             "BLOCK_D": head_dim, "BLOCK_SIZE": 16,
-            "CHUNKED": False, "CAPPED": kind == "capped", "SLOPED": kind == "sloped", "REACH": 128 if kind == "biased" else -1, "PRECISION": "tf32",
+            "CHUNKED": False, "CAPPED": kind == "capped", "SLOPED": kind == "sloped", "PRECISION": "tf32",
+            "REACH": 128 if kind == "biased" else -1,
             **_blocks(KeyBlocks(size=64, local=16, stride=8, step=1) if kind == "blocks" else None),
             **{name: None for name, given in per_head.items() if not given},
         }  # fmt: skip
@@ -255,7 +256,7 @@ def variants() -> list[Variant]:
                 max_spill_bytes=16 if windowed else 0,  # on sm_80, outside the inner loop
             )
             for limit, has_ends in limits
-            for windowed in ((False,) if limit or kind == "blocks" else (False, True))
+            for windowed in ((False,) if has_ends or kind == "blocks" else (False, True))
         ]
     pointers = {"out": "*bf16", "partial": "*fp32", "partial_stats": "*fp32", "seq_lens": "*i32", "starts": "*i32"}
     found.append(

@@ -211,12 +211,8 @@ def prefill_kernel(
     first_position = seq_len - num_queries + tile * BLOCK_Q
     # `lasts`: the last key that each row sees; `first_end`: where those that the tile's first row sees end.
     if not CAUSAL:
-        if WINDOWED:
-            lasts = tl.minimum(positions + window, seq_len) - 1
-            end = tl.minimum(first_position + BLOCK_Q - 1 + window, seq_len)
-        else:
-            lasts = tl.zeros_like(positions) + seq_len - 1
-            end = seq_len
+        lasts = tl.minimum(positions + window, seq_len) - 1 if WINDOWED else tl.zeros_like(positions) + seq_len - 1
+        end = tl.minimum(first_position + BLOCK_Q - 1 + window, seq_len) if WINDOWED else seq_len
         first_end = seq_len
     elif key_ends is not None:
         lasts = tl.load(key_ends + tokens, mask=queries < num_queries, other=0) - 1
