@@ -252,9 +252,10 @@ FAMILIES: Final[dict[str, Family]] = {
     **dict.fromkeys(("NewModel", "NewForSequenceClassification", "NewForMaskedLM"), Family("new", gte.new, gte.HF)),
     **dict.fromkeys(("GteModel", "GteForSequenceClassification", "GteForMaskedLM"), Family("gte", gte.spec, gte.HF)),
     **dict.fromkeys(
-        ("JinaBertModel", "JinaBertForMaskedLM", "JinaBertForSequenceClassification"),
-        Family("jina_bert", jina.version_2, jina.V2_HF, QKV_GGUF),
+        ("JinaBertModel", "JinaBertForSequenceClassification"),
+        Family("jina_bert", jina.version_2, jina.V2_HF, jina.V2_GGUF),
     ),
+    "JinaBertForMaskedLM": Family("jina_bert", jina.version_2, jina.V2_HF, jina.V2_APART_GGUF),
     **dict.fromkeys(
         ("JinaEmbeddingsV3Model", "JinaEmbeddingsV3ForSequenceClassification", "JinaEmbeddingsV3ForMaskedLM"),
         Family("jina_embeddings_v3", jina.version_3, jina.V3_HF, jina.V3_GGUF),

@@ -189,8 +189,7 @@ class PoolingSpec:
     #: What the last head's values mean: "" for a vector, else classes.
     classes: Literal["", "softmax", "sigmoid", "none"] = ""
     labels: tuple[str, ...] = ()  # of the classes
-    reads_pairs: bool = False  # it was made for two texts in one
-    pair_template: str = ""  # with {query} and {document}; "": the tokenizer joins them
+    pair_template: str = ""  # of two texts in one, as {query} and {document}; "": the tokenizer joins them
 
 
 @dataclass(frozen=True, kw_only=True)

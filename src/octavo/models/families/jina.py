@@ -8,7 +8,7 @@ from octavo.models.blocks import MLP, GatedMLP
 from octavo.models.common import read_activation
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families.bert import HF, encoder_rope, normed_sums, pooler
-from octavo.models.layout import GGUF_QKV, QKV, Layout, Split
+from octavo.models.layout import GATE_UP, GGUF_GATE_UP, GGUF_QKV, QKV, Layout
 from octavo.models.spec import AlibiSpec, HeadSpec, ModelSpec
 
 V2_HF: Final = Layout(
@@ -18,7 +18,7 @@ V2_HF: Final = Layout(
         (r"\.mlp\.(wo|down_layer)\.", ".mlp.down_proj."), (r"\.mlp\.layernorm\.", ".post_attention_layernorm."),
         *HF.renames,
     ),
-    splits=(Split(r"(.*\.mlp\.)gate_up_proj\.(\w+)", (r"\1gate_proj.\2", r"\1up_proj.\2")),),
+    splits=(GATE_UP,),
 )  # fmt: skip
 V3_HF: Final = Layout(
     ignored=(r"lm_head\..*",),
@@ -33,6 +33,9 @@ V3_HF: Final = Layout(
     ),
     splits=(QKV,),
 )  # fmt: skip
+#: Of files that have both halves of the MLP as one, and of older ones that have them apart.
+V2_GGUF: Final = Layout(splits=(GGUF_QKV, GGUF_GATE_UP))
+V2_APART_GGUF: Final = Layout(splits=(GGUF_QKV,))
 V3_GGUF: Final = Layout(splits=(GGUF_QKV,))
 _DEFAULTS_2: Final[dict[str, Any]] = {
     "layer_norm_eps": 1e-12, "type_vocab_size": 2, "max_position_embeddings": 8192, "hidden_act": "gelu",
