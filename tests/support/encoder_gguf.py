@@ -25,7 +25,6 @@ _FUSED = {
     "nomic-bert-moe": {"attn_qkv": ("attn_q", "attn_k", "attn_v")},
 }
 _KEYS = {
-    "add_context_length": ("max_position_embeddings", "n_positions"),
     "add_embedding_length": ("hidden_size", "n_embd"),
     "add_block_count": ("num_hidden_layers", "n_layer"),
     "add_head_count": ("num_attention_heads", "n_head"),
@@ -55,11 +54,14 @@ def write_gguf(
     for method, names in _KEYS.items():
         for value in [saved[name] for name in names if saved.get(name) is not None][:1]:
             getattr(writer, method)(value)
+    writer.add_context_length(definition.spec.max_position_embeddings)
     rope = saved.get("rope_parameters") or {}
     if (full := rope.get("full_attention", rope)).get("rope_theta"):
         writer.add_rope_freq_base(full["rope_theta"])
     if "sliding_attention" in rope:
         writer.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
+    if arch == "gemma-embedding":
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in saved["layer_types"]])
     if arch == "modern-bert":
         writer.add_sliding_window_pattern(3)
     writer.add_pooling_type(pooling)

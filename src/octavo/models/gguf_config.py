@@ -159,6 +159,7 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "nemotron_h": _Arch("NemotronHForCausalLM", "nemotron_h", keys=_MAMBA2_KEYS),
     "nemotron_h_moe": _Arch("NemotronHForCausalLM", "nemotron_h", keys=_MAMBA2_KEYS),
     "gemma-embedding": _Arch("Gemma3TextModel", "gemma3_text", has_norms_of_one=True, has_gemma_keys=True,
+                             keys={"layer_types": "attention.sliding_window_pattern"},
                              values={"use_bidirectional_attention": True}),
     "bert": _Arch("BertModel", "bert", "gelu"),
     "nomic-bert": _Arch("NomicBertModel", "nomic_bert", "swiglu", keys={"causal": "attention.causal"}),
@@ -404,6 +405,6 @@ def _gemma(name: str, config: dict[str, Any], get: Any, rope: dict[str, Any]) ->
         return own | {"rope_parameters": rope}
     local = {"rope_theta": get("rope.freq_base_swa", 10_000.0)}
     return own | {
-        "sliding_window_pattern": _GEMMA3_PATTERN,
+        "sliding_window_pattern": config.get("sliding_window_pattern", _GEMMA3_PATTERN),
         "rope_parameters": {"full_attention": {"rope_theta": 1_000_000.0, **rope}, "sliding_attention": local},
     }
