@@ -263,6 +263,14 @@ def test_scores_of_yes_and_no(is_tied: bool, tmp_path: Path) -> None:
     assert all(map(np.array_equal, model.run(TEXTS), expected))
     model.load(task="generate")
     assert model.info.pooling is None
+    if is_tied:
+        rows = model.reference.lm_head.weight.detach()
+        file = tmp_path / "model.gguf"
+        write_gguf(file, "qwen3", tmp_path, RANK, {"cls.output.weight": rows[[YES, NO]]}, ["yes", "no"])
+        served = Served(file)
+        assert served.info.pooling is not None and "{query}" in served.info.pooling.pair_template
+        for one, other in zip(served.run(TEXTS), expected, strict=True):
+            assert abs(float(one[0]) - float(other[0])) < 1e-5
 
     model.load(hf_overrides=json.dumps({"classifier_from_token": ["w3", "w4", "w6"]}))
     assert model.info.pooling is not None and model.info.pooling.labels == ("w3", "w4", "w6")

@@ -173,14 +173,16 @@ def test_a_model_that_generates_may_give_vectors(tmp_path: Path) -> None:
     assert model.info.pooling is None
 
 
-def test_real_weights_are_transformers_vectors(minilm_hf: Path) -> None:
-    """A fine-tune of all-MiniLM-L6, with sentence-transformers' files."""
-    worker = Worker(EngineConfig(model=ModelConfig(model=str(minilm_hf))), lambda name, detail: None)
+@pytest.mark.parametrize("name", ["minilm_hf", "mpnet_hf"])
+def test_real_weights_are_transformers_vectors(name: str, request: pytest.FixtureRequest) -> None:
+    """A fine-tune of all-MiniLM-L6, and all-mpnet-base-v2, with sentence-transformers' files."""
+    path: Path = request.getfixturevalue(name)
+    worker = Worker(EngineConfig(model=ModelConfig(model=str(path))), lambda name, detail: None)
     info = worker.load()
     assert info.pooling is not None and (info.pooling.kind, info.pooling.normalizes) == ("mean", True)
     generator = torch.Generator().manual_seed(1)
     texts = [torch.randint(1000, 30000, (length,), generator=generator).tolist() for length in (3, 250, 40)]
-    reference = transformers.AutoModel.from_pretrained(minilm_hf).eval().float()
+    reference = transformers.AutoModel.from_pretrained(path).eval().float()
     scheduler = Scheduler(EngineConfig(), info)
     for number, ids in enumerate(texts):
         scheduler.add(AddRequest(number, ids, SamplingParams(max_tokens=1), pooling=PoolingParams()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,14 @@ _KEYS = {
 
 
 def write_gguf(
-    path: Path, arch: str, directory: Path, pooling: gguf.PoolingType, extra: dict[str, Any] | None = None
+    path: Path,
+    arch: str,
+    directory: Path,
+    pooling: gguf.PoolingType,
+    extra: dict[str, Any] | None = None,
+    labels: Sequence[str] = (),
 ) -> None:
-    """`extra`: tensors beside the checkpoint's."""
+    """`extra`: tensors beside the checkpoint's. `labels`: of classes, where the configuration has others."""
     saved = read_json(directory / "config.json")
     checkpoint = open_directory(directory, "auto", None)
     definition = define(model_spec(saved, "test"))
@@ -67,7 +73,7 @@ def write_gguf(
     writer.add_pooling_type(pooling)
     writer.add_causal_attention(False)
     if pooling is gguf.PoolingType.RANK:
-        writer.add_classifier_output_labels([str(label) for label in saved["id2label"].values()])
+        writer.add_classifier_output_labels(labels or [str(label) for label in saved["id2label"].values()])
     wholes: dict[str, list[torch.Tensor]] = {}
     for tensor in definition.tensors.values():
         if tensor.gguf.endswith("ffn_exps_bias.weight"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from octavo.base.config import ModelConfig
@@ -88,7 +87,7 @@ def gives_vectors(values: dict[str, Any], model: ModelConfig, known: Collection[
         return model.task != "generate"
     names = values.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
-    if has_modules or scores_by_tokens(values, Path(model.model)):
+    if has_modules or scores_by_tokens(values):
         return True
     return name not in known and name.endswith((_CLASSIFIER, "TextModel", _BARE))
 
@@ -97,7 +96,7 @@ def pooled(spec: ModelSpec, values: dict[str, Any], model: ModelConfig, source: 
     """A decoder as a model that gives vectors: without its output matrix, and with its classifier where it has one."""
     if spec.encoder is not None or spec.embedding_size:
         raise CheckpointError(f"{source}: models of this family give no vectors; --task generate serves them")
-    pooling = token_scores(values, spec, source) or _plain(values, spec)
+    pooling = token_scores(values, spec, source, model.task) or _plain(values, spec)
     if model.task in ("classify", "reward") and not pooling.classes:
         raise CheckpointError(
             f"{source}: --task {model.task} needs a model with a classifier, and this one has none; --task embed gives "

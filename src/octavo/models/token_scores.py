@@ -17,6 +17,8 @@ from octavo.models.spec import HeadSpec, ModelSpec, PoolingSpec, RowsOfTable
 _TOKENS: Final = "classifier_from_token"
 _IS_QWEN3: Final = "is_original_qwen3_reranker"
 _METHOD: Final = "method"
+#: What its authors call it. Their files look like those of a model that writes.
+_NAME: Final = "qwen3-reranker"
 #: Of GGUF, see `gguf_encoders`.
 _HEAD_OF_FILE: Final = "cls_out"
 _YES_NO: Final = ("yes", "no")
@@ -32,17 +34,26 @@ _TEMPLATE: Final = (
 )
 
 
-def scores_by_tokens(values: Mapping[str, Any], directory: Path) -> bool:
-    """Whether a decoder's configuration, or sentence-transformers' files, say so."""
-    return any(values.get(key) for key in (_TOKENS, _IS_QWEN3, _HEAD_OF_FILE)) or _module(directory) is not None
+def scores_by_tokens(values: Mapping[str, Any]) -> bool:
+    """Whether a decoder's configuration says so."""
+    return any(values.get(key) for key in (_TOKENS, _IS_QWEN3, _HEAD_OF_FILE))
 
 
-def token_scores(values: Mapping[str, Any], spec: ModelSpec, source: str) -> PoolingSpec | None:
-    """The pooling of such a decoder; None for one that is none. `spec`: as it generates."""
+def token_scores(values: Mapping[str, Any], spec: ModelSpec, source: str, task: str) -> PoolingSpec | None:
+    """The pooling of such a decoder; None for one that is none. `spec`: as it generates. `source`: its directory or
+    file, which may name what its files leave unsaid."""
     directory = Path(source)
+    template = _TEMPLATE if values.get("model_type") == "qwen3" else ""
     if isinstance(values.get(_HEAD_OF_FILE), dict):
         return _head_of_file(ConfigReader(dict(values)))
-    if values.get(_TOKENS) or values.get(_IS_QWEN3):
+    is_told = bool(values.get(_TOKENS) or values.get(_IS_QWEN3))
+    if not is_told and (module := _module(directory)) is not None:
+        size = spec.vocab_size - 1
+        minus = () if module.get("false_token_id") is None else (module.integer("false_token_id", high=size, low=0),)
+        head = _head(spec, (module.integer("true_token_id", high=size, low=0),), minus)
+        return _pooling(head, ("LABEL_0",), "sigmoid", template)
+    is_named = task == "score" and _NAME in source.lower() and values.get("architectures") == ["Qwen3ForCausalLM"]
+    if is_told or is_named:
         config = ConfigReader(dict(values))
         tokens = values.get(_TOKENS) or list(reversed(_YES_NO))
         if (
@@ -52,21 +63,14 @@ def token_scores(values: Mapping[str, Any], spec: ModelSpec, source: str) -> Poo
         ):
             raise config.fail(_TOKENS, "is not a list of tokens")
         config.refuse_unless(_METHOD, ("from_2_way_softmax", "no_post_processing"))
-        is_difference = config.flag(_IS_QWEN3, False) or values.get(_METHOD) == "from_2_way_softmax"
+        is_difference = config.flag(_IS_QWEN3, is_named) or values.get(_METHOD) == "from_2_way_softmax"
         ids = _ids_of(tokens, directory)
         if not is_difference:
             head = _head(spec, ids)
             return _pooling(head, tuple(tokens), "softmax" if len(tokens) > 1 else "sigmoid")
         if len(ids) != len(_YES_NO):
             raise config.fail(_TOKENS, "is not the token for no, then the token for yes")
-        template = _TEMPLATE if values.get("model_type") == "qwen3" else ""
         return _pooling(_head(spec, ids[1:], ids[:1]), ("LABEL_0",), "sigmoid", template)
-    if (module := _module(directory)) is not None:
-        size = spec.vocab_size - 1
-        minus = () if module.get("false_token_id") is None else (module.integer("false_token_id", high=size, low=0),)
-        head = _head(spec, (module.integer("true_token_id", high=size, low=0),), minus)
-        template = _TEMPLATE if values.get("model_type") == "qwen3" else ""
-        return _pooling(head, ("LABEL_0",), "sigmoid", template)
     return None
 
 
