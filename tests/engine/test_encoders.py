@@ -162,10 +162,12 @@ def test_what_comes_out_is_the_published_rule(name: str, tmp_path: Path) -> None
 def test_adapters_within_the_model_are_refused_by_name(made: Any, tmp_path: Path) -> None:
     model = made("jina v3")
     config = json.loads((model.directory / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "lora_adaptations": ["retrieval.query"]}))
     (tmp_path / "model.safetensors").write_bytes((model.directory / "model.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match="lora_adaptations"):
-        Served(tmp_path)
+    for name in (config["architectures"], ["XLMRobertaModel"]):
+        changed = {**config, "architectures": name, "lora_adaptations": ["retrieval.query"]}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(CheckpointError, match="lora_adaptations"):
+            Served(tmp_path)
 
 
 # ------------------------------------------------------------ GGUF

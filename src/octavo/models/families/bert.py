@@ -69,6 +69,7 @@ def bert(config: ConfigReader) -> ModelSpec:
 
 
 def roberta(config: ConfigReader) -> ModelSpec:
+    refuse_adapters(config)
     config = _behind_padding(config.with_defaults({**_DEFAULTS, "type_vocab_size": 1}))
     size = config.integer("hidden_size")
     head = HeadSpec(name="classifier.dense", gguf="cls", size=size, activation="tanh")
@@ -109,6 +110,13 @@ def _learned(config: ConfigReader, heads: Sequence[HeadSpec], classifier: str, *
     return normed_sums(
         config, [mlp], heads, classifier, learned_positions=True, attention={"bias": True, "o_bias": True, **attention}
     )
+
+
+def refuse_adapters(config: ConfigReader) -> None:
+    """Of the older files of Jina's version 3, which say that they are XLM-R."""
+    if config.get("lora_adaptations"):
+        why = "is not supported: the adapters stand in the model's own tensors; jina-embeddings-v3-hf has them apart"
+        raise config.fail("lora_adaptations", why)
 
 
 def pooler(config: ConfigReader) -> HeadSpec:

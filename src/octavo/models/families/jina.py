@@ -7,7 +7,7 @@ from typing import Any, Final
 from octavo.models.blocks import MLP, GatedMLP
 from octavo.models.common import read_activation
 from octavo.models.config_reader import ConfigReader
-from octavo.models.families.bert import HF, encoder_rope, normed_sums, pooler
+from octavo.models.families.bert import HF, encoder_rope, normed_sums, pooler, refuse_adapters
 from octavo.models.layout import GATE_UP, GGUF_GATE_UP, GGUF_QKV, QKV, Layout
 from octavo.models.spec import AlibiSpec, HeadSpec, ModelSpec
 
@@ -58,12 +58,7 @@ def version_2(config: ConfigReader) -> ModelSpec:
 
 def version_3(config: ConfigReader) -> ModelSpec:
     config = config.with_defaults(_DEFAULTS_3).aliased(rope_theta="rotary_emb_base")
-    if config.get("lora_adaptations"):
-        raise config.fail(
-            "lora_adaptations",
-            "is not supported: of these files the model and its tasks' adapters stand in the same tensors. "
-            "jinaai/jina-embeddings-v3-hf has them apart",
-        )
+    refuse_adapters(config)
     config.refuse_unless("position_embedding_type", ("rotary",))
     size = config.integer("hidden_size")
     attention = {"rope": encoder_rope(config, _THETA_3), "bias": True, "o_bias": True}
