@@ -198,9 +198,10 @@ def test_a_reranker_that_judges_by_two_tokens(tmp_path: Path) -> None:
         "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n<Query>: a {document}"
     )
 
-    def expected(text: str) -> float:
+    def expected(text: str | list[int]) -> float:
+        ids = tokenizer.encode(text).ids if isinstance(text, str) else text
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([tokenizer.encode(text).ids])).logits[0, -1]
+            logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
         return float(torch.sigmoid(logits[0] - logits[1]))
 
     with LLM(str(tmp_path), hf_overrides={"is_original_qwen3_reranker": True}, max_model_len=1000) as llm:
@@ -209,6 +210,11 @@ def test_a_reranker_that_judges_by_two_tokens(tmp_path: Path) -> None:
         assert second.outputs.score == pytest.approx(
             expected(f"{prefix}{asked}\n<Document>: {{query}}{suffix}"), abs=1e-5
         )
+        # Of a pair that is cut the template's end stays.
+        ids = tokenizer.encode(f"{prefix}{asked}\n<Document>: b c{suffix}").ids
+        behind = tokenizer.encode(suffix).ids
+        [found] = llm.score("a {document}", "b c", truncate_prompt_tokens=len(ids) - 3)
+        assert found.outputs.score == pytest.approx(expected([*ids[: -len(behind) - 3], *behind]), abs=1e-5)
         own = f"{prefix}<Instruct>: x\n<Query>: a\n"
         [found] = llm.score(own, f"<Document>: b{suffix}")
         assert found.outputs.score == pytest.approx(expected(f"{own}<Document>: b{suffix}"), abs=1e-5)

@@ -94,6 +94,38 @@ def test_what_comes_out_is_transformers(made: Any, name: str) -> None:
         check_vectors(model, model.hidden, pooling.kind)
 
 
+def test_the_files_of_embeddinggemma(tmp_path: Path) -> None:
+    """The mean, two matrices and the length 1; prompts by name."""
+    model = Pooled(tmp_path, "Gemma3TextModel", GEMMA)
+    wide, narrow = torch.randn(80, 64), torch.randn(24, 80)
+    kinds = ("Transformer", "Pooling", "Dense", "Dense", "Normalize")
+    paths = ["" if kind == "Transformer" else f"{number}_{kind}" for number, kind in enumerate(kinds)]
+    modules = [
+        {"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in zip(kinds, paths, strict=True)
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true, "include_prompt": true}')
+    dense: dict[str, Any] = {"bias": False, "activation_function": "torch.nn.modules.linear.Identity"}
+    for path, weight in ((paths[2], wide), (paths[3], narrow)):
+        (tmp_path / path).mkdir()
+        sizes = {"out_features": weight.shape[0], "in_features": weight.shape[1]}
+        (tmp_path / path / "config.json").write_text(json.dumps({**dense, **sizes}))
+        save_file({"linear.weight": weight}, tmp_path / path / "model.safetensors")
+    prompts = {"query": "task: search result | query: ", "document": "title: none | text: "}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
+    model.load()
+    pooling = model.info.pooling
+    assert pooling is not None
+    assert (pooling.dimension, pooling.normalizes, pooling.prompts) == (24, True, prompts)
+    for ids, found in zip(TEXTS, model.run(TEXTS), strict=True):
+        assert 1 - float(found @ unit(narrow @ (wide @ model.hidden(ids).mean(0)))) < 1e-6
+    for given in ({"use_residual": True}, {"module_input_name": "token_embeddings"}):
+        (tmp_path / paths[3] / "config.json").write_text(json.dumps({**dense, **sizes, **given}))
+        with pytest.raises(CheckpointError, match="use_residual"):
+            model.load()
+
+
 #: What transformers calls tensors of files whose authors call them otherwise, in part.
 NAMES = {
     "gte": {
@@ -234,6 +266,8 @@ def tokenizer_of(directory: Path) -> None:
 
 @pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
 def test_scores_of_yes_and_no(is_tied: bool, tmp_path: Path) -> None:
+    tmp_path /= "Qwen3-Reranker-tiny"
+    tmp_path.mkdir()
     tokenizer_of(tmp_path)
     values = {**DECODER, "tie_word_embeddings": is_tied}
     overrides = {
@@ -253,10 +287,11 @@ def test_scores_of_yes_and_no(is_tied: bool, tmp_path: Path) -> None:
     [probability] = model.run(TEXTS[:1])
     assert abs(float(probability[0]) - float(torch.sigmoid(score(TEXTS[0])))) < 1e-5
 
-    # The same from one key, from sentence-transformers' files, and from a file of GGUF.
+    # The same from one key, by its name, from sentence-transformers' files, and from a file of GGUF.
     expected = model.run(TEXTS)
-    model.load(hf_overrides='{"is_original_qwen3_reranker": true}')
-    assert all(map(np.array_equal, model.run(TEXTS), expected))
+    for options in ({"hf_overrides": '{"is_original_qwen3_reranker": true}'}, {"task": "score"}):
+        model.load(**options)
+        assert all(map(np.array_equal, model.run(TEXTS), expected))
     module = {"type": "sentence_transformers.cross_encoder.modules.logit_score.LogitScore", "path": "1_LogitScore"}
     (tmp_path / "modules.json").write_text(json.dumps([{"type": "x.Transformer", "path": ""}, module]))
     (tmp_path / "1_LogitScore").mkdir()
@@ -273,6 +308,9 @@ def test_scores_of_yes_and_no(is_tied: bool, tmp_path: Path) -> None:
         assert served.info.pooling is not None and "{query}" in served.info.pooling.pair_template
         for one, other in zip(served.run(TEXTS), expected, strict=True):
             assert abs(float(one[0]) - float(other[0])) < 1e-5
+        write_gguf(file, "qwen3", tmp_path, gguf.PoolingType.LAST)
+        served = Served(file)
+        assert served.info.pooling is not None and served.info.pooling.dimension == DECODER["hidden_size"]
 
     model.load(hf_overrides=json.dumps({"classifier_from_token": ["w3", "w4", "w6"]}))
     assert model.info.pooling is not None and model.info.pooling.labels == ("w3", "w4", "w6")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 VOCAB = 96
-WIDTH, HEADS, INNER, LAYERS, EXPERTS = 64, 4, 96, 4, 4
+WIDTH, HEADS, INNER, LAYERS, EXPERTS = 64, 4, 96, 2, 4
 _EPS = 1e-12
 
 

@@ -87,7 +87,8 @@ def gives_vectors(values: dict[str, Any], model: ModelConfig, known: Collection[
         return model.task != "generate"
     names = values.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
-    if has_modules or scores_by_tokens(values):
+    pooling_type = values.get("pooling_type")  # of a file of GGUF; 0: none
+    if has_modules or scores_by_tokens(values) or (type(pooling_type) is int and pooling_type > 0):
         return True
     return name not in known and name.endswith((_CLASSIFIER, "TextModel", _BARE))
 

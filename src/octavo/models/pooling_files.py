@@ -31,6 +31,8 @@ _OTHER_KINDS: Final = (
 _ACTIVATIONS: Final[Mapping[str, HeadActivation]] = {
     "Identity": "", "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu", "SiLU": "silu", "Sigmoid": "sigmoid",
 }  # fmt: skip
+#: What a dense layer works on.
+_PLACE: Final = "sentence_embedding"
 #: llama.cpp's numbers.
 _GGUF_KINDS: Final[Mapping[int, PoolingKind]] = {1: "mean", 2: "cls", 3: "last"}
 
@@ -139,6 +141,8 @@ def _kind(path: Path) -> PoolingKind:
 
 def _dense(folder: Path) -> Dense:
     config = read_object(folder / "config.json", _MAX_BYTES)
+    if config.get("use_residual") or config.get("module_input_name", _PLACE) != _PLACE:
+        raise CheckpointError(f"{folder}: use_residual, and a module_input_name but {_PLACE}, are not supported")
     name = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
     if name not in _ACTIVATIONS:
         raise CheckpointError(f"{folder}: the activation {name[:80]!r} is not supported")
