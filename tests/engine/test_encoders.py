@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -124,6 +125,16 @@ def test_the_files_of_embeddinggemma(tmp_path: Path) -> None:
         (tmp_path / paths[3] / "config.json").write_text(json.dumps({**dense, **sizes, **given}))
         with pytest.raises(CheckpointError, match="use_residual"):
             model.load()
+
+
+def test_two_texts_are_told_apart_by_their_types_without_a_table_of_positions(made: Any) -> None:
+    model = made("nomic classes")
+    ids, second = TEXTS[3], 8
+    types = torch.tensor([[0] * second + [1] * (len(ids) - second)])
+    raw = PoolingParams(activation=False)
+    pair, plain = model.run([ids, ids], msgspec.structs.replace(raw, second_from=second), raw)
+    torch.testing.assert_close(torch.tensor(pair), model.logits(ids, token_type_ids=types), rtol=1e-4, atol=1e-4)
+    assert np.abs(pair - plain).max() > 1e-3
 
 
 #: What transformers calls tensors of files whose authors call them otherwise, in part.

@@ -209,6 +209,9 @@ def _embeddings(build: Builder, spec: ModelSpec) -> Weight | None:
     if spec.pooling is not None:
         build.matrices(EMBEDDING, [replace(table, bias=False)], columns, None, "embedding")
         if spec.token_types and not spec.learned_positions:
+            if spec.types_by_id:
+                weight = Weight(EMBEDDING, (spec.token_types * spec.vocab_size, columns))
+                build.params[-1] = replace(build.params[-1], weight=weight)
             _token_types(build, spec)
         return None
     if spec.tie_word_embeddings:

@@ -12,6 +12,9 @@ _MODEL_TYPES: Final = ("bert", "nomic_bert", "modernbert", "jina_bert", "jina_em
 _CLASSIFIERS: Final = {"bert": "BertForSequenceClassification", "modernbert": "ModernBertForSequenceClassification"}
 #: Matrices behind the pooling, in their order.
 _DENSE: Final = ("dense_2", "dense_3")
+#: llama.cpp's number of the pooling that takes the first row. Classifiers of ModernBERT take the mean where no file
+#: says so.
+_CLS: Final = 2
 _RERANK_TEMPLATE: Final = "tokenizer.chat_template.rerank"
 
 
@@ -49,10 +52,10 @@ def hf_config(
         case "modernbert":
             own |= {
                 "norm_eps": get("attention.layer_norm_epsilon"),
-                "hidden_activation": get("hidden_act", config["hidden_act"]),
+                "hidden_activation": get("hidden_activation", config["hidden_act"]),
                 "norm_bias": "blk.0.ffn_norm.bias" in tensors,
                 "classifier_bias": "cls.bias" in tensors,
-                "classifier_pooling": "mean",
+                "classifier_pooling": "cls" if config["pooling_type"] == _CLS else "mean",
                 "global_rope_theta": get("rope.freq_base"),
                 "local_rope_theta": get("rope.freq_base_swa"),
             }

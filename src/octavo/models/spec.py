@@ -227,6 +227,13 @@ class ModelSpec:
     unused: tuple[str, ...] = ()
 
     @property
+    def types_by_id(self) -> bool:
+        """Of a model that may read two texts in one, without a table of positions: tokens of the type t are those of a
+        t-th copy of the table of tokens."""
+        classes = self.pooling is not None and bool(self.pooling.classes)
+        return classes and self.token_types > 1 and not self.learned_positions
+
+    @property
     def default_positions(self) -> int:
         """How long sequences get where nothing is said."""
         return self.usual_positions or self.max_position_embeddings

@@ -189,6 +189,8 @@ class EncodingRunner:
         #: By how much the position of a token of the second text differs, where positions know of it.
         spec = definition.spec
         self._second = spec.max_position_embeddings if spec.token_types > 1 and spec.learned_positions else 0
+        #: And by how much its id does, where ids do.
+        self._second_id = spec.vocab_size if spec.types_by_id else 0
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         return self.collect(self.submit(plan))
@@ -201,7 +203,7 @@ class EncodingRunner:
             return step
         assert all(plan.num_scheduled_tokens[each.slot] == len(each.prompt_token_ids) for each in new)
         lens = [len(each.prompt_token_ids) for each in new]
-        ids = np.concatenate([np.array(each.prompt_token_ids, np.int32) for each in new])
+        ids = np.concatenate([self._ids(each) for each in new])
         hidden = _numpy(self._runner.run(lens, token_ids=ids, positions=self._positions(new)))
         start = 0
         for each, count in zip(new, lens, strict=True):
@@ -217,6 +219,12 @@ class EncodingRunner:
 
     def collect(self, step: RunningStep) -> ModelRunnerOutput:
         return ModelRunnerOutput({slot: [] for slot in step.slots}, pooled=step.pooled)
+
+    def _ids(self, request: NewRequestData) -> np.ndarray:
+        ids = np.array(request.prompt_token_ids, np.int32)
+        if self._second_id and request.pooling is not None and request.pooling.second_from:
+            ids[request.pooling.second_from :] += self._second_id
+        return ids
 
     def _positions(self, new: Sequence[NewRequestData]) -> np.ndarray | None:
         """None: those of each sequence, from 0 on."""

@@ -62,6 +62,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
 }  # fmt: skip
 #: Positions begin behind that of the padding token, which is the second.
 _ROBERTA_FIRST: Final = 2
+_MPNET_BUCKETS: Final = 32
 
 
 def bert(config: ConfigReader) -> ModelSpec:
@@ -78,12 +79,10 @@ def roberta(config: ConfigReader) -> ModelSpec:
 
 def mpnet(config: ConfigReader) -> ModelSpec:
     config = _behind_padding(config.with_defaults(_DEFAULTS).replaced(type_vocab_size=0))
-    buckets = config.integer("relative_attention_num_buckets", 32, high=128, low=4)
-    if buckets % 4:
-        raise config.fail("relative_attention_num_buckets", "is not a multiple of 4")
+    config.refuse_unless("relative_attention_num_buckets", (_MPNET_BUCKETS,))
     size = config.integer("hidden_size")
     head = HeadSpec(name="classifier.dense", gguf="cls", size=size, activation="tanh")
-    return _learned(config, [head], "classifier.out_proj", relative=RelativeSpec(num_buckets=buckets))
+    return _learned(config, [head], "classifier.out_proj", relative=RelativeSpec(num_buckets=_MPNET_BUCKETS))
 
 
 def distilbert(config: ConfigReader) -> ModelSpec:
