@@ -202,15 +202,51 @@ def test_what_comes_out_is_the_published_rule(name: str, tmp_path: Path) -> None
     check_vectors(Served(tmp_path), lambda ids: rows_of(values, ids), "mean")
 
 
-def test_adapters_within_the_model_are_refused_by_name(made: Any, tmp_path: Path) -> None:
-    model = made("jina v3")
-    config = json.loads((model.directory / "config.json").read_text())
-    (tmp_path / "model.safetensors").write_bytes((model.directory / "model.safetensors").read_bytes())
-    for name in (config["architectures"], ["XLMRobertaModel"]):
-        changed = {**config, "architectures": name, "lora_adaptations": ["retrieval.query"]}
-        (tmp_path / "config.json").write_text(json.dumps(changed))
-        with pytest.raises(CheckpointError, match="lora_adaptations"):
-            Served(tmp_path)
+TASKS = ["retrieval.query", "retrieval.passage", "text-matching"]
+
+
+def test_one_task_of_adapters_within_the_model(tmp_path: Path) -> None:
+    """As the authors of Jina's v3 write it: a low rank for each task beside each matrix."""
+    model = Pooled(tmp_path / "plain", "JinaEmbeddingsV3Model", SMALL)
+    reference = model.reference
+    generator = torch.Generator().manual_seed(5)
+    task, rank, stored = 1, 4, {}
+    written = load_file(tmp_path / "plain" / "model.safetensors")
+    changed = dict(written)
+    for name, value in written.items():
+        if not name.endswith(".weight") or value.dim() != 2:
+            stored[name] = value
+            continue
+        rows, columns = value.shape
+        is_table = "embeddings" in name
+        first, second = ((rows, rank), (rank, columns)) if is_table else ((rank, columns), (rows, rank))
+        a, b = (0.3 * torch.randn(len(TASKS), *shape, generator=generator) for shape in (first, second))
+        stem = name.removesuffix(".weight") + ".parametrizations.weight"
+        stored |= {f"{stem}.original": value, f"{stem}.0.lora_A": a, f"{stem}.0.lora_B": b}
+        changed[name] = value + 0.25 * (a[task] @ b[task] if is_table else b[task] @ a[task])
+    authors = tmp_path / "authors"
+    authors.mkdir()
+    save_file({f"roberta.{name.removeprefix('roberta.')}": value for name, value in stored.items()},
+              authors / "model.safetensors")  # fmt: skip
+    save_file(changed, tmp_path / "plain" / "model.safetensors", {"format": "pt"})
+    reference = type(reference).from_pretrained(tmp_path / "plain").eval()
+    config = {
+        **SMALL, "architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta", "hidden_act": "gelu",
+        "position_embedding_type": "rotary", "rotary_emb_base": 20000.0, "type_vocab_size": 1, "pad_token_id": 1,
+        "layer_norm_eps": 1e-5, "lora_adaptations": TASKS, "lora_rank": rank, "lora_alpha": 1,
+    }  # fmt: skip
+    (authors / "config.json").write_text(json.dumps(config))
+    served = Served(authors, hf_overrides=json.dumps({"lora_adaptation": TASKS[task]}))
+
+    def rows_of(ids: list[int]) -> torch.Tensor:
+        with torch.no_grad():
+            rows: torch.Tensor = reference(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        return rows
+
+    check_vectors(served, rows_of, "mean")
+    for overrides, told in ((None, "lora_adaptation"), ('{"lora_adaptation": "tea"}', "text-matching")):
+        with pytest.raises(CheckpointError, match=told):
+            Served(authors, hf_overrides=overrides)
 
 
 # ------------------------------------------------------------ GGUF

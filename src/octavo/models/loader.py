@@ -28,6 +28,7 @@ from octavo.models.quantized_checkpoint import QuantizedCheckpoint, quantization
 from octavo.models.rope import derived_values
 from octavo.models.spec import ModelSpec
 from octavo.models.stored_checkpoints import tensorizer_checkpoint
+from octavo.models.task_checkpoint import TaskCheckpoint, has_task
 from octavo.models.transformer import Transformer
 from octavo.ops.table import LinearWeight, Ops
 from octavo.quant.methods.table import method_name
@@ -185,7 +186,7 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
         else:
             found = QuantizedCheckpoint(plain, quantization)
     found.config = overridden(found.config, config)
-    return found
+    return TaskCheckpoint(found) if isinstance(found, StoredCheckpoint) and has_task(found.config) else found
 
 
 class _Reader:

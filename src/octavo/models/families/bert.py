@@ -112,9 +112,9 @@ def _learned(config: ConfigReader, heads: Sequence[HeadSpec], classifier: str, *
 
 
 def refuse_adapters(config: ConfigReader) -> None:
-    """Of the older files of Jina's version 3, which say that they are XLM-R."""
+    """Of the authors' files of Jina's version 3, which say that they are XLM-R: see `task_checkpoint`."""
     if config.get("lora_adaptations"):
-        why = "is not supported: the adapters stand in the model's own tensors; jina-embeddings-v3-hf has them apart"
+        why = 'are adapters of tasks, of which one is served: --hf-overrides \'{"lora_adaptation": "..."}\' names it'
         raise config.fail("lora_adaptations", why)
 
 
