@@ -26,7 +26,7 @@ from octavo.models.overrides import without_windows
 from octavo.models.params import TensorDecl
 from octavo.models.pooling import gives_vectors, pooled
 from octavo.models.pooling_files import MODULES
-from octavo.models.registry import FAMILIES, find_family, model_spec
+from octavo.models.registry import FAMILIES, SEEING, find_family, model_spec
 from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
 from octavo.quant.packed import QuantizedWeight
@@ -54,7 +54,8 @@ def definition_of(config: ModelConfig, values: dict[str, Any], source: str, dtyp
         only_vectors = spec.bidirectional or spec.pooling is not None
         if only_vectors and config.task == "generate":
             raise CheckpointError(f"{source}: this model gives vectors and generates nothing: leave --task out")
-        if spec.pooling is None and (only_vectors or gives_vectors(values, config, FAMILIES, has_modules=has_modules)):
+        known = {*FAMILIES, *SEEING}
+        if spec.pooling is None and (only_vectors or gives_vectors(values, config, known, has_modules=has_modules)):
             spec = pooled(spec, values, config, source)
         return define(without_windows(spec) if config.disable_sliding_window else spec)
     if config.disable_sliding_window:

@@ -177,10 +177,10 @@ def attention(
     to a score. biases float32 [Hq, 2 R + 1]: what is added to a score by (key's position - query's) from -R to R; what
     lies further away has that of the first or the last. sinks float32 [Hq]: the score of one more key, whose value is
     zero. Slots at or beyond seq_len may hold anything. key_ends int32 [T]: a row sees the keys before its end, and not
-    only those up to its own; it lies behind its position, not behind seq_len, and never falls within a sequence. Not
-    causal: each row sees all seq_len keys, of which there is at least one, and need not be one of them; there are no
-    ends of rows then. With a window, slopes or biases, rows are the last of those keys: a window reaches to both sides,
-    and a slope is that of the distance.
+    those up to its own; it is at least 1, not behind seq_len, and never falls within a sequence; with a window it lies
+    behind the row's position. Not causal: each row sees all seq_len keys, of which there is at least one, and need not
+    be one of them; there are no ends of rows then. With a window, slopes or biases, rows are the last of those keys: a
+    window reaches to both sides, and a slope is that of the distance.
     blocks: a head sees some blocks of keys only; rows are causal then, without windows and ends of their own.
     k_scale, v_scale: of a float8 cache. plan: what `attention_planner` made of the step, here nothing.
     """

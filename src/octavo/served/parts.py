@@ -156,7 +156,8 @@ class Renderer(Protocol):
 
 @runtime_checkable
 class SoundProcessor(Protocol):
-    """A `text.media.processor.MediaProcessor` of a family that takes sounds too. Called from threads."""
+    """What a family makes of sounds; of one that sees too it is a `text.media.processor.MediaProcessor` beside.
+    Called from threads."""
 
     @property
     def audio_placeholder(self) -> str:
