@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from octavo.base.media import PreparedMedia
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
-from octavo.client.generation import Detokenizer, GenerationDelta
+from octavo.client.generation import Detokenizer, GenerationDelta, OpenSequence
 from octavo.client.sleep_mode import SleepMode
 from octavo.text.formats.base import ReasoningFormat, ToolFormat
 from octavo.text.grammars.tool_grammar import SpecialTokens
@@ -47,6 +47,10 @@ class Engine(Protocol):
     @property
     def num_unfinished(self) -> int:
         """Sequences, running or waiting."""
+        ...
+
+    def sequences(self) -> list[OpenSequence]:
+        """The same, one by one, those first that came first."""
         ...
 
     def check_servable(self, request: GenerateRequest) -> None:
