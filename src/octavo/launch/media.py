@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from octavo.base.config import ModelConfig
 from octavo.base.errors import CheckpointError
 from octavo.files.generation_config import FILE_NAME
+from octavo.files.projector import read_projector
 from octavo.files.reading import read_object
 from octavo.text.media.processor import MediaProcessor
 from octavo.text.speech import SpeechVocabulary, speech_vocabulary
@@ -23,11 +25,20 @@ def load_processor(config: ModelConfig, info: EngineInfo, tokenizer: Tokenizer) 
         return None
     from octavo.text.media.table import image_settings, media_processor  # numpy, which a server of text need not load
 
-    directory = Path(config.model)
-    settings = image_settings(_read(directory / "processor_config.json"), _read(directory / "preprocessor_config.json"))
-    processor = media_processor(read_object(directory / "config.json", _MAX_BYTES), settings, tokenizer.token_to_id)
+    values: Mapping[str, Any]
+    source = Path(config.model if config.mmproj is None else config.mmproj)
+    if config.mmproj is not None:
+        projector = read_projector(source)
+        values, settings = projector.config, projector.settings
+    else:
+        values = read_object(source / "config.json", _MAX_BYTES)
+        settings = image_settings(_read(source / "processor_config.json"), _read(source / "preprocessor_config.json"))
+    processor = media_processor(values, settings, tokenizer.token_to_id)
     if processor is None:
-        raise CheckpointError(f"{directory}: octavo knows no image processor for this model.")
+        raise CheckpointError(f"{source}: octavo knows no image processor for this model.")
+    if processor.placeholder_id < 0:
+        text = getattr(processor, "row_text", processor.placeholder)
+        raise CheckpointError(f"{config.model}: the vocabulary has no token {text!r}, which stands for rows of images.")
     return processor
 
 

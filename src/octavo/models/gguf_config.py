@@ -76,6 +76,9 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "llama": _Arch("LlamaForCausalLM", "llama"),
     "qwen2": _Arch("Qwen2ForCausalLM", "qwen2"),
     "qwen3": _Arch("Qwen3ForCausalLM", "qwen3"),
+    "qwen2vl": _Arch("Qwen2ForCausalLM", "qwen2"),
+    "qwen3vl": _Arch("Qwen3ForCausalLM", "qwen3"),
+    "qwen3vlmoe": _Arch("Qwen3MoeForCausalLM", "qwen3_moe"),
     "qwen2moe": _Arch("Qwen2MoeForCausalLM", "qwen2_moe", norms_experts=False),
     "qwen3moe": _Arch("Qwen3MoeForCausalLM", "qwen3_moe"),
     "qwen3next": _Arch("Qwen3NextForCausalLM", "qwen3_next", has_norms_of_one=True, is_rotated_in_part=True,
@@ -258,6 +261,8 @@ def hf_config(
         rope["truncate"] = False  # which files do not say
     if arch.model_type == "ministral3":
         rope |= _ministral3_rope(get)
+    if (sections := get("rope.dimension_sections")) is not None and prefix in ("qwen2vl", "qwen3vl", "qwen3vlmoe"):
+        rope["mrope_section"] = sections[:3]  # behind them one for another kind of model
     if arch.model_type == "phi3":
         config["sliding_window"] = get("attention.sliding_window") or None
     if arch.has_norms_of_one:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, takewhile
 from typing import Final, Literal
@@ -205,10 +205,21 @@ class Places:
 class TensorSource(Places):
     """The tensors that a model declares, as a checkpoint holds them."""
 
-    def __init__(self, checkpoint: Checkpoint, layout: Layout, definition: Definition) -> None:
-        """Raises CheckpointError unless the checkpoint has the tensors declared, in their shapes, and no others."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        layout: Layout,
+        definition: Definition,
+        declared: Iterable[TensorDecl] | None = None,
+        what: str = "",
+    ) -> None:
+        """Raises CheckpointError unless the checkpoint has the tensors declared, in their shapes, and no others.
+
+        `declared`: those of the definition's tensors that are here; None: all. `what`: the name of these in messages.
+        """
         self._checkpoint = checkpoint
-        super().__init__(layout, {self._key(tensor): tensor for tensor in definition.tensors.values()})
+        tensors = definition.tensors.values() if declared is None else declared
+        super().__init__(layout, {self._key(tensor): tensor for tensor in tensors})
         self._unused = definition.spec.unused
         self._places: dict[str, _Place] = {}  # by the declared name
         #: Tensors of which not all parts were taken: the weight, and how many are left.
@@ -226,7 +237,7 @@ class TensorSource(Places):
         for name in [name for name in self._places if name not in self._declared]:
             if any(re.fullmatch(pattern, name) for pattern in layout.surplus):
                 del self._places[name]
-        self._check_names(definition.spec.model_type)
+        self._check_names(what or f"{definition.spec.model_type} model")
         if isinstance(checkpoint, QuantizedCheckpoint):
             for each in self._places.values():
                 checkpoint.settle(each.name, self._shape(each))
@@ -343,10 +354,10 @@ class TensorSource(Places):
     def _key(self, tensor: TensorDecl) -> str:
         return tensor.gguf if self._checkpoint.naming == "gguf" else tensor.name
 
-    def _check_names(self, model_type: str) -> None:
+    def _check_names(self, what: str) -> None:
         declared, found = set(self._declared), set(self._places)
         if told := complaints(sorted(declared - found), sorted(found - declared)):
-            raise CheckpointError(f"{self._checkpoint.source}: not a complete {model_type} model: {told}")
+            raise CheckpointError(f"{self._checkpoint.source}: not a complete {what}: {told}")
 
 
 def complaints(missing: Sequence[str], unexpected: Sequence[str]) -> str:

@@ -9,6 +9,8 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Final
 
+from octavo.base.config import ModelConfig
+from octavo.base.config.media import is_wanted
 from octavo.base.errors import CheckpointError
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families import (
@@ -363,15 +365,16 @@ def add_families() -> None:
         FAMILIES[entry.name] = family
 
 
-def find_family(config: dict[str, Any], source: str) -> Family:
-    """The family of a configuration in Hugging Face's form; `source` names it in messages.
+def find_family(config: dict[str, Any], source: str, *, sees: bool = True) -> Family:
+    """The family of a configuration in Hugging Face's form; `source` names it in messages. `sees`: with the tower of a
+    model that has one.
 
     Raises CheckpointError for an architecture that is not implemented.
     """
     add_families()
     text = text_part(config)
     if text is not None:
-        return _with_tower(find_family(text, source), config)
+        return _with_tower(find_family(text, source), config, sees)
     by_type = {family.model_type: name for name, family in reversed(FAMILIES.items())}  # the first of a type
     names = config.get("architectures") or [by_type.get(str(config.get("model_type")), config.get("model_type"))]
     name = names[0] if isinstance(names, list) and len(names) == 1 else names
@@ -391,9 +394,9 @@ def find_family(config: dict[str, Any], source: str) -> Family:
 _BARE: Final = (r"^(?=(embed_tokens|layers|norm)\.)", "model.")
 
 
-def _with_tower(family: Family, config: dict[str, Any]) -> Family:
+def _with_tower(family: Family, config: dict[str, Any], sees: bool) -> Family:
     """The family of a text part, for the files of a model that also sees."""
-    hf, seeing = family.hf, _seeing(config)
+    hf, seeing = family.hf, _seeing(config) if sees else None
     if seeing is None or isinstance(_tower(config, seeing, family), CheckpointError):
         hf = replace(hf, ignored=(*hf.ignored, *_NOT_TEXT), renames=(*_TEXT_RENAMES, *hf.renames))
     else:
@@ -442,6 +445,12 @@ def model_spec(config: dict[str, Any], source: str) -> ModelSpec:
     Raises CheckpointError for an architecture or an option that is not implemented. Code that the configuration
     points to is never run.
     """
+    return seen_spec(config, source, ModelConfig())
+
+
+def seen_spec(config: dict[str, Any], source: str, model: ModelConfig) -> ModelSpec:
+    """The same with what the command line says: without a tower that no request may use, and not without that of a file
+    of its own."""
     if config.get("auto_map") is not None:
         logger.warning("%s: auto_map is ignored: octavo runs no code from a model's files", source)
     family = find_family(config, source)
@@ -455,9 +464,14 @@ def model_spec(config: dict[str, Any], source: str) -> ModelSpec:
     seeing, why = _seeing(config), ""
     if seeing is not None:
         tower = _tower(config, seeing, family)
-        if not isinstance(tower, CheckpointError):
+        if isinstance(tower, CheckpointError):
+            if model.mmproj is not None:
+                raise CheckpointError(f"{model.mmproj}: {tower.message}")
+            why = f": {tower.message}"
+        elif not any(is_wanted(kind, model) for kind in tower[0].kinds):
+            why = ": --limit-mm-per-prompt allows no media"
+        else:
             seen = spec if seeing.text is None else seeing.text(ConfigReader(text), spec)
             return replace(seen, tower=tower[0], unused=tower[1])
-        why = f": {tower.message}"
     logger.info("%s: only the text part of the model is served%s", source, why)
     return spec

@@ -64,10 +64,14 @@ def _llava(
         return _pixtral({"spatial_merge_size": 1, **config}, settings, token_id)
     if str((config.get("vision_config") or {}).get("model_type")) not in ("clip_vision_model", "siglip_vision_model"):
         return None
+    found, row_text = _placeholder_id(config, token_id, "<image>"), "<image>"
+    if found < 0:  # language models that were trained without one: any token that no text has will do
+        found, row_text = _placeholder_id(config, token_id, "<unk>"), "<unk>"
     return SquareProcessor(
         settings,
         placeholder="<image>",
-        placeholder_id=_placeholder_id(config, token_id, "<image>"),
+        placeholder_id=found,
+        row_text=row_text,
         has_class_row=config.get("vision_feature_select_strategy") == "full"
         and config["vision_config"]["model_type"] == "clip_vision_model",
         **_sizes(config),
