@@ -22,8 +22,8 @@ class MediaLimits:
 
     limit_mm_per_prompt: str | None = opt(
         None,
-        "Most images, sounds, videos and files of a request, as image=4,audio=1; default: 1 of each. With image=0 there "
-        "are no videos and files either, and the part of the model that sees is not loaded.",
+        "Most images, sounds, videos and files of a request, as image=4,audio=1; default: 1 of each. With image=0 "
+        "there are no videos and files either, and the part of the model that sees is not loaded.",
         json=True,
     )
 

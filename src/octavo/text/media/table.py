@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from octavo.base.errors import CheckpointError
 from octavo.text.media import images
+from octavo.text.media.gemma3 import Gemma3Processor
 from octavo.text.media.idefics3 import Idefics3Processor
 from octavo.text.media.internvl import InternVLProcessor
 from octavo.text.media.llava_next import LlavaNextProcessor
@@ -132,11 +132,9 @@ def _siglip(config: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dic
 def _gemma3(
     config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
 ) -> MediaProcessor:
-    if settings.get("do_pan_and_scan"):
-        raise CheckpointError("The image processor's `do_pan_and_scan` is not implemented: set it to false.")
     settings, sizes = _siglip(config, {"resample": 2, **settings})
     side = sizes["image_size"] // sizes["patch_size"]
-    return SquareProcessor(
+    return Gemma3Processor(
         settings,
         placeholder="<start_of_image>",
         placeholder_id=_placeholder_id(config, token_id, "<image_soft_token>"),
