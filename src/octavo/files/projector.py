@@ -17,8 +17,9 @@ from octavo.base.errors import CheckpointError
 from octavo.files.gguf import GGUFFile, TensorInfo
 
 ARCHITECTURE: Final = "clip"
-#: The window of Qwen2.5-VL's towers, of which files say nothing.
+#: What released models of Qwen2.5-VL have and files say nothing of: pixels of a window, positions of a second.
 _WINDOW: Final = 112
+_TOKENS_PER_SECOND: Final = 2
 _SIGLIP: Final = {"model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh"}
 
 
@@ -252,6 +253,7 @@ def _qwen2_5_vl(facts: Facts) -> Read:
         intermediate_size=facts.inner_size,
         hidden_act=facts.activation,
         window_size=facts.integer("vision.window_size", _WINDOW),
+        tokens_per_second=_TOKENS_PER_SECOND,
     )
     tower["fullatt_block_indexes"] = list(range(pattern - 1, tower["depth"], pattern))
     return {

@@ -23,17 +23,21 @@ def load_processor(config: ModelConfig, info: EngineInfo, tokenizer: Tokenizer) 
     """None where the engine takes text only. Raises `CheckpointError`."""
     if not info.media_kinds:
         return None
-    from octavo.text.media.table import image_settings, media_processor  # numpy, which a server of text need not load
+    # With numpy, which a server of text need not load.
+    from octavo.text.media.table import image_settings, media_processor, video_settings
 
     values: Mapping[str, Any]
+    video: Mapping[str, Any] | None = None
     source = Path(config.model if config.mmproj is None else config.mmproj)
     if config.mmproj is not None:
         projector = read_projector(source)
         values, settings = projector.config, projector.settings
     else:
         values = read_object(source / "config.json", _MAX_BYTES)
-        settings = image_settings(_read(source / "processor_config.json"), _read(source / "preprocessor_config.json"))
-    processor = media_processor(values, settings, tokenizer.token_to_id)
+        newer, older = _read(source / "processor_config.json"), _read(source / "preprocessor_config.json")
+        settings = image_settings(newer, older)
+        video = video_settings(newer, _read(source / "video_preprocessor_config.json"), older)
+    processor = media_processor(values, settings, tokenizer.token_to_id, video)
     if processor is None:
         raise CheckpointError(f"{source}: octavo knows no image processor for this model.")
     if processor.placeholder_id < 0:

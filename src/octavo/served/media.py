@@ -27,10 +27,12 @@ from octavo.media.fetcher import Fetcher, base64_bytes
 from octavo.media.part import DETAILS, GivenMedia, MediaPart, media_part
 from octavo.served.media_cache import MediaCache
 from octavo.served.media_text import Mark, MediaText
-from octavo.served.parts import SoundProcessor
+from octavo.served.parts import SoundProcessor, VideoProcessor
 from octavo.served.turn import MediaOptions
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from octavo.text.media.processor import MediaProcessor
 
 T = TypeVar("T")
@@ -114,6 +116,11 @@ class MediaReader:
         placeholders = {"image": (processor.placeholder, processor.placeholder_id)}
         if self._sounds is not None:
             placeholders["audio"] = (self._sounds.audio_placeholder, self._sounds.audio_placeholder_id)
+        self._videos = processor if isinstance(processor, VideoProcessor) else None
+        if self._videos is not None and self._videos.video_placeholder_id < 0:
+            self._videos = None  # a vocabulary without the token: frames are images
+        if self._videos is not None:
+            placeholders["video"] = (self._videos.video_placeholder, self._videos.video_placeholder_id)
         self.text = MediaText(placeholders, brings_bos=getattr(processor, "brings_bos", False))
 
     async def close(self) -> None:
@@ -266,6 +273,8 @@ class MediaReader:
                 return [Mark("audio", self._sound(blobs[0], decoded["rate"], options))]
             if part.kind == "image":
                 return [self._image(decoded, blobs[0], options)]
+            if part.kind == "video" and self._videos is not None:
+                return [self._video(self._videos, decoded, options)]
             if part.kind == "video":
                 return [self._image(frame, blob, options) for frame, blob in zip(decoded["frames"], blobs, strict=True)]
             pieces: Pieces = []
@@ -278,10 +287,11 @@ class MediaReader:
             raise InvalidRequest(exc.message, exc.param or part.param) from None
 
     def _image(self, size: Mapping[str, int], rgb: bytes, options: Mapping[str, Any]) -> Mark:
-        import numpy as np  # with the first picture: a server of text needs none
+        return Mark("image", self.processor.image(_pixels(size, rgb), options))
 
-        pixels = np.frombuffer(rgb, np.uint8).reshape(size["height"], size["width"], 3)
-        return Mark("image", self.processor.image(pixels, options))
+    def _video(self, processor: VideoProcessor, decoded: Mapping[str, Any], options: Mapping[str, Any]) -> Mark:
+        frames = [_pixels(frame, blob) for frame, blob in zip(decoded["frames"], decoded["blobs"], strict=True)]
+        return Mark("video", processor.video(frames, decoded.get("times"), decoded.get("duration", 0.0), options))
 
     def _sound(self, samples: bytes, rate: int, options: Mapping[str, Any]) -> PreparedMedia:
         import numpy as np
@@ -299,6 +309,12 @@ class _Settled:
     image: dict[str, Any]
     num_frames: int
     max_pages: int
+
+
+def _pixels(size: Mapping[str, int], rgb: bytes) -> np.ndarray:
+    import numpy as np  # with the first picture: a server of text needs none
+
+    return np.frombuffer(rgb, np.uint8).reshape(size["height"], size["width"], 3)
 
 
 def _with_marks(message: Mapping[str, Any], i: int, at: Mapping[tuple[int, int], Pieces]) -> Mapping[str, Any]:

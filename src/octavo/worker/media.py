@@ -1,6 +1,7 @@
 """Encoded rows of media: made by the model's tower, kept as long as the scheduler says, put where their tokens are.
 
-A picture is one or several sequences of patches, of which all rows see each other.
+A picture is one or several sequences of patches, of which all rows see each other. A video is one for each of its
+times; their windows and positions are the same.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class MediaEncoder:
         [parts, S, P]; `levels` float32 [3, 256]."""
         num_sequences, length, width = patches.shape
         values = np.take(levels, patches + np.repeat(np.arange(3, dtype=np.int32) * 256, width // 3))
-        if self._spec.frames > 1:  # a picture stands still
+        if width < self._spec.patch_values:  # a picture stands still
             still = values.reshape(num_sequences, length, 3, 1, width // 3)
             values = np.repeat(still, self._spec.frames, 3)
         if has_class := self._spec.has_class_token:
@@ -134,7 +135,7 @@ class MediaEncoder:
             if is_last and joined:
                 rows = torch.cat(joined, 1)
             rows = runner.run(
-                array(item.tensors["windows"]).tolist() if stage.is_windowed else lens,
+                array(item.tensors["windows"]).tolist() * len(lens) if stage.is_windowed else lens,
                 rows=rows,
                 positions=positions,
                 needed=needed if is_last else None,
@@ -142,7 +143,7 @@ class MediaEncoder:
             if len(self._stages) > 1:
                 runner.release()
             if number == 0 and self._position_table is not None:
-                rows += self._mixed_positions(item, self._position_table).to(self._dtype)
+                rows += self._mixed_positions(item, self._position_table).to(self._dtype).repeat(len(lens), 1)
             if stage.is_joined:
                 joined.append(rows)
             if tap is not None:

@@ -391,7 +391,7 @@ class Scheduler:
             encoder_frames=request.encoder_frames,
             encoder_block_ids=request.encoder_block_tables,
             pooling=request.pooling,
-            media=[MediaPlace(item.digest, item.spans, item.grid) for item in request.media],
+            media=[MediaPlace(item.digest, item.spans, item.grid, item.time_step) for item in request.media],
             sampler_state=request.sampler_state,
         )
 

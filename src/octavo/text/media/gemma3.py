@@ -1,4 +1,4 @@
-"""Gemma 3: a picture of one size; of a long one, if that is asked for, also parts along its longer side (pan and scan)."""
+"""Gemma 3: a picture of one size; of a long one, if that is asked for, also parts of it (pan and scan)."""
 
 from __future__ import annotations
 

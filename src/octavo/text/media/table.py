@@ -13,8 +13,11 @@ from octavo.text.media.llava_next import LlavaNextProcessor
 from octavo.text.media.pixtral import PixtralProcessor
 from octavo.text.media.processor import MediaProcessor
 from octavo.text.media.qwen2_vl import Qwen2VLProcessor
+from octavo.text.media.qwen_video import QwenVideoProcessor
 from octavo.text.media.square import SquareProcessor
 
+#: The settings of the video processor, among those of a family that takes videos.
+_VIDEO = "video"
 #: Sizes that configurations of towers leave out, since they are transformers' defaults, by `model_type`.
 _TOWERS: dict[str, tuple[int, int]] = {  # image, patch
     "clip_vision_model": (224, 32),
@@ -25,15 +28,30 @@ _TOWERS: dict[str, tuple[int, int]] = {  # image, patch
 
 
 def media_processor(
-    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    token_id: Callable[[str], int | None],
+    video: Mapping[str, Any] | None = None,
 ) -> MediaProcessor | None:
     """The processor of a model with this config.json; None: it reads text alone.
 
-    `settings`: of the image processor, `image_settings`. `token_id`: of a special token's text.
+    `settings`: of the image processor, `image_settings`. `token_id`: of a special token's text. `video`: the settings
+    of the video processor, `video_settings`; None: those of a family.
     """
     names = config.get("architectures") or ["?"]
+    if video is not None:
+        settings = {**settings, _VIDEO: video}
     make = _PROCESSORS.get(str(names[0]))
     return None if make is None else make(config, settings, token_id)
+
+
+def video_settings(
+    processor: Mapping[str, Any] | None, video: Mapping[str, Any] | None, preprocessor: Mapping[str, Any] | None
+) -> Mapping[str, Any]:
+    """Of a video processor, from what processor_config.json, video_preprocessor_config.json and
+    preprocessor_config.json hold, as far as they are there: older files have those of pictures alone."""
+    found = (processor or {}).get("video_processor")
+    return found if isinstance(found, Mapping) else video or preprocessor or {}
 
 
 def image_settings(processor: Mapping[str, Any] | None, preprocessor: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -90,11 +108,16 @@ def _idefics3(
 
 
 def _qwen2_vl(
-    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None], **more: int
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None], **more: Any
 ) -> MediaProcessor:
     tower = config.get("vision_config") or {}
-    return Qwen2VLProcessor(
-        settings,
+    video_id = config.get("video_token_id")
+    found = token_id("<|video_pad|>") if video_id is None else int(video_id)
+    return QwenVideoProcessor(
+        {key: value for key, value in settings.items() if key != _VIDEO},
+        video=settings.get(_VIDEO) or {},
+        video_id=-1 if found is None else found,
+        frames=int(tower.get("temporal_patch_size", 2)),
         placeholder_id=_placeholder_id(config, token_id, Qwen2VLProcessor.placeholder),
         patch_size=int(tower.get("patch_size", 14)),
         merge=int(tower.get("spatial_merge_size", 2)),
@@ -107,7 +130,10 @@ def _qwen2_5_vl(
 ) -> MediaProcessor:
     tower = config.get("vision_config") or {}
     window = int(tower.get("window_size", 112)) // int(tower.get("spatial_merge_size", 2))
-    return _qwen2_vl(config, settings, token_id, window=window // int(tower.get("patch_size", 14)))
+    window //= int(tower.get("patch_size", 14))
+    return _qwen2_vl(
+        config, settings, token_id, window=window, tokens_per_second=float(tower.get("tokens_per_second", 4))
+    )
 
 
 def _qwen3_vl(
@@ -117,7 +143,7 @@ def _qwen3_vl(
     config = {**config, "vision_config": {"patch_size": 16, **tower}}
     side = int(int(tower.get("num_position_embeddings", 2304)) ** 0.5)
     half = {"image_mean": images.HALF, "image_std": images.HALF}
-    return _qwen2_vl(config, {**half, **settings}, token_id, table_side=side)
+    return _qwen2_vl(config, {**half, **settings}, token_id, table_side=side, tells_times=True)
 
 
 def _siglip(config: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
