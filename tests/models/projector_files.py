@@ -24,6 +24,7 @@ FAMILIES = {
     "Qwen2VL": ("qwen2vl_merger", "qwen2vl", "Qwen2"),
     "Qwen2_5_VL": ("qwen2.5vl_merger", "qwen2vl", "Qwen2"),
     "Qwen3VL": ("qwen3vl_merger", "qwen3vl", "Qwen3"),
+    "Qwen3VLMoe": ("qwen3vl_merger", "qwen3vlmoe", "Qwen3Moe"),
     "Mistral3": ("pixtral", "llama", "Llama"),
     "InternVL": ("internvl", "llama", "Llama"),
 }

@@ -27,7 +27,7 @@ from octavo.text.media.table import media_processor
 
 NAMES = (
     "llava", "llava-siglip", "llava-class-of-two-layers", "gemma3", "idefics3", "smolvlm", "qwen2-vl", "qwen2.5-vl",
-    "pixtral", "mistral3", "internvl", "qwen3-vl",
+    "pixtral", "mistral3", "internvl", "qwen3-vl", "qwen3-vl-moe",
 )  # fmt: skip
 #: What files of Gemma 3 do not say: every sixth layer sees all.
 LAYERS = {"num_hidden_layers": 6, "layer_types": ["sliding_attention"] * 5 + ["full_attention"]}
@@ -197,6 +197,25 @@ def test_no_tower_is_loaded_where_no_media_are_allowed(files: Files, caplog: pyt
     assert "only the text part of the model is served: --limit-mm-per-prompt allows no media" in caplog.text
     video = {"limit_mm_per_prompt": '{"image": 0, "video": 1}'}
     assert "image" in Engine(files.case.path, **video).info.media_kinds
+
+
+@pytest.mark.parametrize("files", ["qwen2-vl", "qwen3-vl", "qwen3-vl-moe"], indirect=True)
+def test_the_language_model_can_be_served_alone(files: Files) -> None:
+    alone = Engine(files.text)
+    assert alone.info.media_kinds == ()
+    assert files.case.reply([3, 4, 5, 6], (), engine=alone) == files.case.reply([3, 4, 5, 6], (), engine=files.engine())
+
+
+@pytest.mark.parametrize("files", ["llava"], indirect=True)
+def test_random_weights_take_both_files(files: Files) -> None:
+    ids, media = files.case.prompt([pixels(16, 16, 2)])
+    assert files.case.reply(ids, media, engine=files.engine(load_format="dummy"))[1]
+
+
+@pytest.mark.parametrize("files", ["llava"], indirect=True)
+def test_a_projector_is_no_model(files: Files) -> None:
+    with pytest.raises(CheckpointError, match="this is a projector's file: name the language model's"):
+        Engine(files.projector)
 
 
 def edited(path: Path, to: Path, tensors: dict[str, Any], values: dict[str, Any] | None = None) -> None:

@@ -7,14 +7,17 @@ tensors that are there.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from octavo.base.errors import CheckpointError
 from octavo.files.gguf import GGUFFile, TensorInfo
+
+logger = logging.getLogger("octavo.files")
 
 ARCHITECTURE: Final = "clip"
 #: What released models of Qwen2.5-VL have and files say nothing of: pixels of a window, positions of a second.
@@ -126,12 +129,24 @@ def projector_of(file: GGUFFile) -> Projector:
     return Projector(facts.path, str(found), config, {**normalised, **settings}, width, kind.texts)
 
 
-def check_beside(path: Path, model: Path) -> None:
-    """Raises CheckpointError unless the projector in the file `path` belongs to the language model in `model`."""
-    with GGUFFile(model) as file:
-        architecture = str(file.metadata.get("general.architecture"))
-        width = file.metadata.get(f"{architecture}.embedding_length")
-    joined_config(read_projector(path), {"hidden_size": width}, architecture, str(model))
+def projector_beside(model: Path) -> Path | None:
+    """The one projector in the directory of a language model's file, if it belongs to that model."""
+    beside = [each for each in sorted(model.parent.iterdir()) if is_projector(each) and each != model]
+    if len(beside) != 1 or is_projector(model):
+        if beside:
+            logger.info("%s: of the projectors beside it none is used: --mmproj names one", model)
+        return None
+    (path,) = beside
+    try:
+        with GGUFFile(model) as file:
+            architecture = str(file.metadata.get("general.architecture"))
+            width = file.metadata.get(f"{architecture}.embedding_length")
+        joined_config(read_projector(path), {"hidden_size": width}, architecture, str(model))
+    except CheckpointError as error:
+        logger.warning("the projector beside the model is not used: %s", error.message)
+        return None
+    logger.info("%s lies beside the model: it is what the model sees with (--mmproj)", path)
+    return path
 
 
 def joined_config(projector: Projector, text: Mapping[str, Any], architecture: str, source: str) -> dict[str, Any]:
@@ -328,4 +343,3 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "internvl": _Kind(_internvl, "mm.model.mlp.3.weight"),
     "qwen3vl_merger": _Kind(_qwen3_vl, "mm.2.weight", ("qwen3vl", "qwen3vlmoe")),
 }
-KINDS: Final[Collection[str]] = tuple(_KINDS)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -36,9 +35,7 @@ from octavo.base.suggest import suggest
 from octavo.files.hub import HuggingFaceHub
 from octavo.files.near_files import has_configuration, what_is_there
 from octavo.files.patterns import ignored_by, patterns_of, weights_of
-from octavo.files.projector import check_beside, is_projector
-
-logger = logging.getLogger("octavo.files")
+from octavo.files.projector import is_projector, projector_beside
 
 _URLS = ("http://", "https://", "s3://", "gs://", "az://")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -127,19 +124,12 @@ def _resolve_projector(config: ModelConfig, model: Path) -> Path | None:
         if model.suffix != ".gguf" or config.model_impl == "transformers":
             raise InvalidConfig(f"--mmproj {config.mmproj} is for .gguf files that octavo's own families read")
         local = _local(config.mmproj, "projector", None)
-        return _fetch(config.mmproj, config.revision, config, "gguf") if local is None else local
-    beside = [] if model.suffix != ".gguf" else [each for each in sorted(model.parent.iterdir()) if is_projector(each)]
-    if len(beside) != 1 or beside[0] == model or config.model_impl == "transformers":
-        if len(beside) > 1:
-            logger.info("%s: of the projectors beside it none is used: --mmproj names one", model)
-        return None
-    try:
-        check_beside(beside[0], model)
-    except CheckpointError as error:
-        logger.warning("the projector beside the model is not used: %s", error.message)
-        return None
-    logger.info("%s lies beside the model: it is what the model sees with (--mmproj)", beside[0])
-    return beside[0]
+        if local is not None:
+            return local
+        wanted, own = _parse_hub_name(config.mmproj), _parse_hub_name(config.model)
+        is_beside = wanted is not None and own is not None and wanted.repo == own.repo
+        return _fetch(config.mmproj, config.revision if is_beside else None, config, "gguf")
+    return projector_beside(model) if model.suffix == ".gguf" and config.model_impl != "transformers" else None
 
 
 def resolve_tokenizer(config: ModelConfig, model: Path) -> Path:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from octavo.base.errors import CheckpointError
 from octavo.files.gguf import TensorInfo
+from octavo.files.projector import ARCHITECTURE as PROJECTOR
 from octavo.models import gguf_experts, gguf_gemma, gguf_states
 
 
@@ -190,6 +191,8 @@ _GEMMA_27B_LAYERS: Final = {"gemma2": 46, "gemma3": 62}
 
 def architecture(metadata: dict[str, Any]) -> _Arch:
     name = metadata.get("general.architecture")
+    if name == PROJECTOR:
+        raise CheckpointError("this is a projector's file: name the language model's, and this one with --mmproj")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         supported = ", ".join(ARCHITECTURES)
         raise CheckpointError(f"the GGUF architecture {str(name)[:80]!r} is not supported; these are: {supported}")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from octavo.base.errors import CheckpointError
-from octavo.models.checkpoint import Checkpoint
+from octavo.models.checkpoint import Checkpoint, complaints
 from octavo.models.decoder import Definition
 from octavo.models.params import TensorDecl
 from octavo.models.quantized_checkpoint import QuantizedCheckpoint
@@ -29,7 +29,6 @@ Weight = Tensor | QuantizedWeight
 
 SplitKind = Literal["parts", "heads", "stack", "pairs", "latent", "turned"]
 
-_NAMES_LISTED: Final = 10
 _LAYER: Final = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
 #: Buffers that old exports carry; they follow from the configuration.
 ALWAYS_IGNORED: Final = (r".*\.rotary_emb\.inv_freq",)
@@ -358,20 +357,6 @@ class TensorSource(Places):
         declared, found = set(self._declared), set(self._places)
         if told := complaints(sorted(declared - found), sorted(found - declared)):
             raise CheckpointError(f"{self._checkpoint.source}: not a complete {what}: {told}")
-
-
-def complaints(missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    """What is wrong with the names of a checkpoint's tensors; empty: nothing."""
-    return "; ".join(
-        f"{len(names)} {what} tensor{'s' if len(names) > 1 else ''}: {listed(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected))
-        if names
-    )
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first of many names, for messages."""
-    return ", ".join(names[:_NAMES_LISTED]) + (", ..." if len(names) > _NAMES_LISTED else "")
 
 
 def _taken(weight: Weight, rows: Tensor) -> Weight:

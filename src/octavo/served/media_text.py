@@ -63,14 +63,20 @@ class MediaText:
         return tuple(sorted(items, key=lambda item: item.offset))
 
     def expanded_ids(self, ids: Sequence[int], marks: Sequence[Mark], encode: Callable[[str], list[int]]) -> list[int]:
-        """The same of a prompt that was given as ids, in which a medium is one token."""
-        waiting: dict[int, list[str]] = {}
-        for kind, placeholder in self.placeholders.items():
-            found = encode(placeholder)
-            if len(found) == 1:  # else no token stands for it, which `placed` will find
-                waiting[found[0]] = [mark.prepared.text for mark in reversed(marks) if mark.kind == kind]
+        """The same of a prompt that was given as ids, in which a medium is the tokens of its placeholder."""
+        waiting = [
+            (encode(placeholder), [mark.prepared.text for mark in reversed(marks) if mark.kind == kind])
+            for kind, placeholder in self.placeholders.items()
+        ]
         new: list[int] = []
-        for token in ids:
-            own = waiting.get(token)
-            new += encode(own.pop()) if own else [token]
+        at = 0
+        while at < len(ids):
+            for tokens, texts in waiting:
+                if tokens and texts and list(ids[at : at + len(tokens)]) == tokens:
+                    new += encode(texts.pop())
+                    at += len(tokens)
+                    break
+            else:
+                new.append(ids[at])
+                at += 1
         return new
