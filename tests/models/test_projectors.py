@@ -199,6 +199,12 @@ def test_no_tower_is_loaded_where_no_media_are_allowed(files: Files, caplog: pyt
     assert "image" in Engine(files.case.path, **video).info.media_kinds
 
 
+def test_a_tower_that_says_how_prompts_see_themselves_stays(tmp_path: Path) -> None:
+    case = Case(tmp_path, "paligemma")
+    blind = Engine(tmp_path, limit_mm_per_prompt='{"image": 0}')
+    assert case.reply([3, 4, 5, 6], (), engine=blind) == case.reply([3, 4, 5, 6], ())
+
+
 @pytest.mark.parametrize("files", ["qwen2-vl", "qwen3-vl", "qwen3-vl-moe"], indirect=True)
 def test_the_language_model_can_be_served_alone(files: Files) -> None:
     alone = Engine(files.text)

@@ -22,6 +22,7 @@ from octavo.models.families import (
     bart,
     bert,
     bloom,
+    chameleon,
     cohere,
     dbrx,
     deci,
@@ -101,8 +102,10 @@ from octavo.models.layout import (
 from octavo.models.mamba import MAMBA2_GGUF, MAMBA_GGUF
 from octavo.models.pooling import causal_name
 from octavo.models.spec import ModelSpec, TowerSpec
+from octavo.models.tower import ROOM
+from octavo.models.vision import blip2, fuyu, idefics3, internvl, llava, pixtral, qwen2_vl, qwen3_vl
+from octavo.models.vision import chameleon as chameleon_vision
 from octavo.models.vision import gemma3 as gemma3_vision
-from octavo.models.vision import idefics3, internvl, llava, pixtral, qwen2_vl, qwen3_vl
 from octavo.models.vision.vit import FLATTENED
 
 logger = logging.getLogger("octavo.models")
@@ -195,6 +198,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "BartForConditionalGeneration": Family("bart", bart.spec, bart.HF),
     "MBartForConditionalGeneration": Family("mbart", bart.mbart, bart.HF),
     "WhisperForConditionalGeneration": Family("whisper", whisper.spec, whisper.HF),
+    "ChameleonForConditionalGeneration": Family("chameleon", chameleon.spec, chameleon.HF),
     "BloomForCausalLM": Family("bloom", bloom.spec, bloom.HF, QKV_GGUF),
     "CohereForCausalLM": Family("cohere", cohere.spec, cohere.LAYOUT, cohere.LAYOUT),
     "Cohere2ForCausalLM": Family("cohere2", cohere.spec_2, cohere.LAYOUT, cohere.LAYOUT),
@@ -280,6 +284,9 @@ SEEING: Final[dict[str, Seeing]] = {
         gemma3_vision.paligemma, gemma3_vision.PALIGEMMA_HF, text=gemma3_vision.text
     ),
     "LlavaNextForConditionalGeneration": Seeing(llava.next_tower, llava.HF_NEXT),
+    "FuyuForCausalLM": Seeing(fuyu.tower, fuyu.HF),
+    "ChameleonForConditionalGeneration": Seeing(chameleon_vision.tower, chameleon_vision.HF),
+    "Blip2ForConditionalGeneration": Seeing(blip2.tower, blip2.HF, (QKV,)),
 }
 #: A LLaVA by its name.
 PIXTRAL: Final = Seeing(pixtral.tower, pixtral.HF)
@@ -298,6 +305,8 @@ _TEXT_RENAMES: Final = (
 )  # fmt: skip
 _NOT_TEXT: Final = (
     r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision|embed_audio)\..*",
+    r"(model\.)?(vision_embed_tokens|qformer|language_projection|vqmodel)\..*",
+    r"query_tokens",
     r"(model\.)?image_newline",
 )
 #: Text parts that are another family's.
@@ -318,6 +327,10 @@ _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
         "num_key_value_heads": 8, "hidden_act": "silu",
     },
     "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4},
+    "persimmon": {
+        "vocab_size": 262144, "hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 36,
+        "num_attention_heads": 64,
+    },
     "qwen3_vl_moe_text": {"norm_topk_prob": True},
 }  # fmt: skip
 
@@ -329,6 +342,8 @@ def text_part(config: dict[str, Any]) -> dict[str, Any] | None:
         names in (["Qwen2VLForConditionalGeneration"], ["Qwen2_5_VLForConditionalGeneration"]) and text is None
     ):  # older files have both parts in one
         text = {key: value for key, value in config.items() if key != "vision_config"} | {"model_type": "qwen2_vl_text"}
+    if text is None and names in (["FuyuForCausalLM"], ["ChameleonForConditionalGeneration"]):
+        text = {**config, "model_type": "persimmon" if names == ["FuyuForCausalLM"] else "chameleon"}
     if not isinstance(names, list) or not _WITH_TEXT.intersection(map(str, names)) or not isinstance(text, dict):
         return None
     kept = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
@@ -396,7 +411,7 @@ _BARE: Final = (r"^(?=(embed_tokens|layers|norm)\.)", "model.")
 
 def _with_tower(family: Family, config: dict[str, Any], sees: bool) -> Family:
     """The family of a text part, for the files of a model that also sees."""
-    hf, seeing = family.hf, _seeing(config) if sees else None
+    hf, seeing = family.hf, _seeing(config)
     if seeing is None or isinstance(_tower(config, seeing, family), CheckpointError):
         hf = replace(hf, ignored=(*hf.ignored, *_NOT_TEXT), renames=(*_TEXT_RENAMES, *hf.renames))
     else:
@@ -409,6 +424,7 @@ def _with_tower(family: Family, config: dict[str, Any], sees: bool) -> Family:
             transposed=transposed,
             either_way=seeing.either_way,
             flattened=FLATTENED,
+            surplus=hf.surplus if sees else (*hf.surplus, rf"{ROOM}\..*"),
         )
     return replace(family, hf=hf)
 
@@ -468,7 +484,8 @@ def seen_spec(config: dict[str, Any], source: str, model: ModelConfig) -> ModelS
             if model.mmproj is not None:
                 raise CheckpointError(f"{model.mmproj}: {tower.message}")
             why = f": {tower.message}"
-        elif not any(is_wanted(kind, model) for kind in tower[0].kinds):
+        elif not any(is_wanted(kind, model) for kind in tower[0].kinds) and not tower[0].whole_prompts:
+            # How a prompt sees itself would go with the tower.
             why = ": --limit-mm-per-prompt allows no media"
         else:
             seen = spec if seeing.text is None else seeing.text(ConfigReader(text), spec)

@@ -6,14 +6,16 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from octavo.models.builder import Builder
+from octavo.models.codes import CodesDefinition, define_codes
 from octavo.models.params import Matrix, Param
-from octavo.models.spec import DerivedSpec, ProjectorSpec, TowerSpec
+from octavo.models.spec import DerivedSpec, ProjectorSpec, QueriesSpec, TowerSpec
 from octavo.ops.operands import Buffer, Weight
-from octavo.ops.operations import Act, Add, Embed, GivenRows, MergeRows
+from octavo.ops.operations import Act, Add, CacheOp, Embed, GivenRows, MergeRows
 from octavo.ops.program import Program, program
 
 #: Where the names of a tower's tensors begin, behind the renames of a layout.
 ROOM: Final = "tower"
+CODES: Final = f"{ROOM}.codes"
 #: Of towers that have rotations and no table of positions.
 MAX_PATCHES_A_SIDE: Final = 4096
 
@@ -29,6 +31,15 @@ class Stage:
 
 
 @dataclass(frozen=True, eq=False)
+class QueriesDefinition:
+    """`keys`: from the rows of the last stage to the caches that `program` reads as those of an encoder. `program`: to
+    rows of the language model, of sequences of which a picture has one."""
+
+    keys: Program
+    program: Program
+
+
+@dataclass(frozen=True, eq=False)
 class TowerDefinition:
     """A tower before its weights are there. Its sequences are pictures, all of whose rows see each other, but for
     stages of windows."""
@@ -39,15 +50,24 @@ class TowerDefinition:
     derived: dict[Weight, DerivedSpec]
     position_table: Weight | None  # of positions that are interpolated, float32 [num_positions, hidden size]
     newline: Weight | None  # float32 [width of the language model's rows]
+    queries: QueriesDefinition | None = None
+    codes: CodesDefinition | None = None
 
     @property
     def programs(self) -> tuple[Program, ...]:
-        return tuple(each for stage in self.stages for each in (stage.program, stage.tap) if each is not None)
+        found = [each for stage in self.stages for each in (stage.program, stage.tap) if each is not None]
+        if self.queries is not None:
+            found += [self.queries.keys, self.queries.program]
+        return tuple(found if self.codes is None else [*found, self.codes.program])
 
 
-def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
-    """`width`: of the language model's rows. Raises ProgramError if the blocks of a family do not fit together."""
+def define_tower(spec: TowerSpec, width: int, embedding: Weight) -> TowerDefinition:
+    """`width`: of the language model's rows; `embedding`: its table. Raises ProgramError if the blocks of a family do
+    not fit together."""
     build = Builder(spec.num_positions or MAX_PATCHES_A_SIDE, f"{ROOM}.layers", "v.blk", keeps=False)
+    if spec.codes is not None:
+        codes = define_codes(build, CODES, spec.codes, embedding)
+        return TowerDefinition(spec, (), tuple(build.params), {}, None, None, codes=codes)
     patches = Buffer("patches", spec.patch_values)
     build.ops.append(GivenRows(out=patches))
     has_bias = spec.patch_bias and not spec.has_class_token
@@ -85,8 +105,33 @@ def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
             [Matrix(name=f"{ROOM}.newline", gguf="model.image_newline", rows=width)], f"{ROOM}.newline", "", "bias"
         )
     stages.append(Stage(program(build.ops, output), len(spec.layers) - 1 in spec.windowed))
-    derived = {weight: each for (each, _), weight in build.derived.items()}
-    return TowerDefinition(spec, tuple(stages), tuple(build.params), derived, table, newline)
+    builders, queries = [build], None
+    if spec.queries is not None:
+        builders.append(Builder(spec.queries.number, f"{ROOM}.queries.layers", "v.queries.blk", keeps=False))
+        queries = _define_queries(builders[-1], spec, spec.queries, width)
+    derived = {weight: each for builder in builders for (each, _), weight in builder.derived.items()}
+    params = tuple(param for builder in builders for param in builder.params)
+    return TowerDefinition(spec, tuple(stages), params, derived, table, newline, queries)
+
+
+def _define_queries(build: Builder, tower: TowerSpec, spec: QueriesSpec, width: int) -> QueriesDefinition:
+    build.encoder_rows = Buffer("picture", tower.hidden_size)
+    name = f"{ROOM}.queries.table"
+    table = Matrix(name=name, gguf="v.queries", rows=spec.number)
+    weight = build.matrices(name, [table], spec.hidden_size, None, "embedding")
+    rows = build.buffer("queries", spec.hidden_size)
+    build.ops.append(Embed(out=rows, weight=weight, index="positions"))
+    residual = build.norm(rows, spec.norm, f"{ROOM}.queries.norm", "v.queries_norm")
+    for number, layer in enumerate(spec.layers):
+        build.layer(number)
+        layer.emit(build, residual)
+    build.top()
+    output = _projected(build, tower.projector, residual, width, f"{ROOM}.projector", spec.hidden_size)
+    ops = [
+        replace(op, cache=replace(op.cache, group=1)) if isinstance(op, CacheOp) and op.cache.of_encoder else op
+        for op in build.ops
+    ]
+    return QueriesDefinition(program(build.crossing, build.encoder_rows), program(ops, output))
 
 
 def _cut(build: Builder, residual: Buffer) -> Program:
@@ -101,6 +146,8 @@ def _head(build: Builder, spec: TowerSpec, rows: Buffer, width: int) -> Buffer:
     if spec.post_norm is not None:
         rows = build.norm(rows, spec.post_norm, f"{ROOM}.post_norm", "v.post_ln")
     rows = _merged(build, spec, rows)
+    if spec.queries is not None or not spec.is_projected:
+        return rows
     return _projected(build, spec.projector, rows, width, f"{ROOM}.projector", spec.hidden_size)
 
 

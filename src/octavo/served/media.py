@@ -121,7 +121,11 @@ class MediaReader:
             self._videos = None  # a vocabulary without the token: frames are images
         if self._videos is not None:
             placeholders["video"] = (self._videos.video_placeholder, self._videos.video_placeholder_id)
-        self.text = MediaText(placeholders, brings_bos=getattr(processor, "brings_bos", False))
+        self.text = MediaText(
+            placeholders,
+            brings_bos=getattr(processor, "brings_bos", False),
+            end_ids=getattr(processor, "end_ids", ()),
+        )
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
