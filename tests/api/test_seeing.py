@@ -91,10 +91,10 @@ def test_it_tells_the_same_from_files_of_llama_cpp(smollm2_gguf: Path, tmp_path:
     with ServerProcess(model, "--max-model-len", "512") as server:
         server.wait_ready(180)
         client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-        told = [(content, asked(client, url, "Describe the picture.")) for content, url in pictures(8, seed=2024)]
+        told = [(content, asked(client, url, "Describe the picture.")) for content, url in pictures(5, seed=2024)]
     texts = [(content, reply.choices[0].message.content) for content, reply in told]
     right = [
         all(word in text for word in (content.colour, content.shape, str(content.digit))) for content, text in texts
     ]
-    assert sum(right) >= 6, texts
+    assert sum(right) >= 4, texts
     assert "mmproj-model-f16.gguf lies beside the model" in server.stderr

@@ -77,6 +77,7 @@ def test_its_processor_makes_the_same_of_pictures(files: Files) -> None:
         assert found.image(image, {}) == files.case.processor.image(image, {})
 
 
+@pytest.mark.parametrize("files", ["llava", "gemma3", "pixtral", "qwen3-vl"], indirect=True)
 def test_a_quantized_tower_is_computed_as_it_is(files: Files, tmp_path: Path) -> None:
     """Near the original, and with the same bits whatever is encoded beside it."""
     files.write(tmp_path / "q8.gguf", quantized=True)
