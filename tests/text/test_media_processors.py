@@ -56,6 +56,16 @@ def test_llava_sees_what_transformers_shows_it(size: tuple[int, int], settings: 
     assert (media.rows, media.text, media.kind) == (4, "<image>" * 4, "image")
 
 
+def test_a_vocabulary_without_a_token_for_pictures_has_another_in_its_place() -> None:
+    config = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "vision_config": {"model_type": "clip_vision_model", "image_size": 28, "patch_size": 14},
+    }  # fmt: skip
+    processor = media_processor(config, {}, {"<unk>": 7}.get)
+    assert processor is not None and (processor.placeholder, processor.placeholder_id) == ("<image>", 7)
+    assert processor.image(pixels(40, 60), {}).text == "<unk>" * 4
+
+
 def idefics3(**settings: Any) -> Any:
     config = {
         "architectures": ["SmolVLMForConditionalGeneration"], "image_token_id": 5, "scale_factor": 2,

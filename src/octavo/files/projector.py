@@ -131,7 +131,10 @@ def projector_of(file: GGUFFile) -> Projector:
 
 def projector_beside(model: Path) -> Path | None:
     """The one projector in the directory of a language model's file, if it belongs to that model."""
-    beside = [each for each in sorted(model.parent.iterdir()) if is_projector(each) and each != model]
+    try:
+        beside = [each for each in sorted(model.parent.iterdir()) if is_projector(each) and each != model]
+    except OSError:  # a directory that may not be listed
+        return None
     if len(beside) != 1 or is_projector(model):
         if beside:
             logger.info("%s: of the projectors beside it none is used: --mmproj names one", model)
