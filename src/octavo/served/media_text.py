@@ -23,14 +23,22 @@ class MediaText:
     """What stands for media in the prompts of one model."""
 
     def __init__(
-        self, placeholders: Mapping[str, tuple[str, int]], *, brings_bos: bool = False, end_ids: Sequence[int] = ()
+        self,
+        placeholders: Mapping[str, tuple[str, int]],
+        *,
+        shown: Mapping[str, str] | None = None,
+        brings_bos: bool = False,
+        end_ids: Sequence[int] = (),
     ) -> None:
         """`placeholders`: kind -> what stands for a medium in a template's text, and the token of each of its rows.
-        `brings_bos`: the text of a medium has the token that prompts begin with: media stand in front. `end_ids`: what
-        a prompt with media ends with, when an answer is to begin."""
+        `shown`: where templates write more than that for a medium, what they write. `brings_bos`: the text of a medium
+        has the token that prompts begin with: media stand in front. `end_ids`: what a prompt with media ends with, when
+        an answer is to begin."""
         self.brings_bos = brings_bos
         self.end_ids = list(end_ids)
         self.placeholders = {kind: text for kind, (text, _) in placeholders.items()}
+        #: What a template shows, or is given where it knows no media.
+        self.shown = {**self.placeholders, **(shown or {})}
         self._ids = {kind: token for kind, (_, token) in placeholders.items()}
         self._pattern = re.compile("|".join(map(re.escape, sorted(self.placeholders.values(), key=len, reverse=True))))
 
@@ -71,11 +79,15 @@ class MediaText:
         return tuple(sorted(items, key=lambda item: item.offset))
 
     def expanded_ids(self, ids: Sequence[int], marks: Sequence[Mark], encode: Callable[[str], list[int]]) -> list[int]:
-        """The same of a prompt that was given as ids, in which a medium is the tokens of its placeholder."""
-        waiting = [
-            (encode(placeholder), [mark.prepared.text for mark in reversed(marks) if mark.kind == kind])
-            for kind, placeholder in self.placeholders.items()
-        ]
+        """The same of a prompt that was given as ids, in which a medium is the tokens of its placeholder, or where that
+        is no token, the one that stands for a row."""
+        waiting: list[tuple[list[int], list[str]]] = []
+        for kind, placeholder in self.placeholders.items():
+            texts = [mark.prepared.text for mark in reversed(marks) if mark.kind == kind]
+            found = encode(placeholder)
+            waiting.append((found, texts))
+            if len(found) != 1:
+                waiting.append(([self._ids[kind]], texts))
         new: list[int] = []
         at = 0
         while at < len(ids):
