@@ -23,7 +23,8 @@ class MediaLimits:
     limit_mm_per_prompt: str | None = opt(
         None,
         "Most images, sounds, videos and files of a request, as image=4,audio=1; default: 1 of each. With image=0 "
-        "there are no videos and files either, and the part of the model that sees is not loaded.",
+        "there are no videos and files either, and the part of the model that sees is not loaded; with audio=0 what "
+        "hears is not.",
         json=True,
     )
 
