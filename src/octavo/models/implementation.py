@@ -71,7 +71,8 @@ def tensors_of(definition: Definition, checkpoint: Checkpoint) -> Tensors:
         return BridgedTensors(checkpoint, definition)
     if isinstance(checkpoint, GGUFCheckpoint) and checkpoint.projector is not None:
         return _joined(definition, checkpoint, checkpoint.projector)
-    family = find_family(checkpoint.config, checkpoint.source, sees=definition.tower is not None)
+    sees = definition.tower is not None or definition.pictures is not None
+    family = find_family(checkpoint.config, checkpoint.source, sees=sees)
     layouts = {"hf": family.hf, "gguf": family.gguf, "declared": Layout()}
     return TensorSource(checkpoint, layouts[checkpoint.naming], definition)
 

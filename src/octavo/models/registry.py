@@ -63,6 +63,7 @@ from octavo.models.families import (
     minimax_m2,
     mistral,
     mixtral,
+    mllama,
     mpt,
     nemotron,
     nemotron_h,
@@ -103,11 +104,13 @@ from octavo.models.layout import (
 )
 from octavo.models.mamba import MAMBA2_GGUF, MAMBA_GGUF
 from octavo.models.pooling import causal_name
-from octavo.models.spec import ModelSpec, TowerSpec
+from octavo.models.spec import ModelSpec, PicturesSpec, TowerSpec
 from octavo.models.tower import ROOM
 from octavo.models.vision import blip2, fuyu, idefics3, internvl, llava, pixtral, qwen2_vl, qwen3_vl
 from octavo.models.vision import chameleon as chameleon_vision
 from octavo.models.vision import gemma3 as gemma3_vision
+from octavo.models.vision import llama4 as llama4_vision
+from octavo.models.vision import mllama as mllama_vision
 from octavo.models.vision.vit import FLATTENED
 
 logger = logging.getLogger("octavo.models")
@@ -156,6 +159,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "MiniMaxM2ForCausalLM": Family("minimax_m2", minimax_m2.spec, minimax_m2.HF, EXPERTS_GGUF),
     "PhimoeForCausalLM": Family("phimoe", phimoe.spec, mixtral.HF, EXPERTS_GGUF),
     "PhiMoEForCausalLM": Family("phimoe", phimoe.spec, mixtral.HF, EXPERTS_GGUF),
+    "MllamaForCausalLM": Family("mllama_text_model", mllama.spec),
     "Llama4ForCausalLM": Family("llama4_text", llama4.spec, llama4.HF, EXPERTS_INTERLEAVED_GGUF),
     "GptOssForCausalLM": Family("gpt_oss", gpt_oss.spec, gpt_oss.HF, gpt_oss.GGUF),
     "Glm4MoeForCausalLM": Family("glm4_moe", glm4_moe.spec, glm4_moe.HF, glm4_moe.GGUF),
@@ -258,7 +262,7 @@ class Seeing:
     """What a model that also sees has beside its text part. `tower`: from the configuration and the text part to the
     tower, and patterns of tensors that it has no use for."""
 
-    tower: Callable[[ConfigReader, ModelSpec], tuple[TowerSpec, tuple[str, ...]]]
+    tower: Callable[[ConfigReader, ModelSpec], tuple[TowerSpec | PicturesSpec, tuple[str, ...]]]
     renames: tuple[tuple[str, str], ...]
     splits: tuple[Split, ...] = ()
     #: The text part as the model has it, from the text part's configuration; None: as it is.
@@ -286,6 +290,8 @@ SEEING: Final[dict[str, Seeing]] = {
         gemma3_vision.paligemma, gemma3_vision.PALIGEMMA_HF, text=gemma3_vision.text
     ),
     "LlavaNextForConditionalGeneration": Seeing(llava.next_tower, llava.HF_NEXT),
+    "Llama4ForConditionalGeneration": Seeing(llama4_vision.tower, llama4_vision.HF),
+    "MllamaForConditionalGeneration": Seeing(mllama_vision.tower, mllama_vision.HF, text=mllama.seeing),
     "FuyuForCausalLM": Seeing(fuyu.tower, fuyu.HF),
     "ChameleonForConditionalGeneration": Seeing(chameleon_vision.tower, chameleon_vision.HF),
     "Blip2ForConditionalGeneration": Seeing(blip2.tower, blip2.HF, (QKV,)),
@@ -300,7 +306,6 @@ PIXTRAL: Final = Seeing(pixtral.tower, pixtral.HF)
 _WITH_TEXT: Final = frozenset(
     {
         "Gemma3nForConditionalGeneration", "Gemma4ForConditionalGeneration",
-        "Llama4ForConditionalGeneration",
         "VipLlavaForConditionalGeneration", *SEEING,
         "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration",
     }
@@ -452,7 +457,7 @@ def _seeing(config: dict[str, Any]) -> Seeing | None:
 
 def _tower(
     config: dict[str, Any], seeing: Seeing, family: Family
-) -> tuple[TowerSpec, tuple[str, ...]] | CheckpointError:
+) -> tuple[TowerSpec | PicturesSpec, tuple[str, ...]] | CheckpointError:
     """The tower of a model, or why it has none that is implemented."""
     text = text_part(config)
     assert text is not None
@@ -494,11 +499,17 @@ def seen_spec(config: dict[str, Any], source: str, model: ModelConfig) -> ModelS
             if model.mmproj is not None:
                 raise CheckpointError(f"{model.mmproj}: {tower.message}")
             why = f": {tower.message}"
-        elif not any(is_wanted(kind, model) for kind in tower[0].kinds) and not tower[0].whole_prompts:
-            # How a prompt sees itself would go with the tower.
+        elif isinstance(tower[0], TowerSpec) and _is_idle(tower[0], model):
             why = ": --limit-mm-per-prompt allows no media"
         else:
             seen = spec if seeing.text is None else seeing.text(ConfigReader(text), spec)
+            if isinstance(tower[0], PicturesSpec):
+                return replace(seen, pictures=tower[0], unused=tower[1])
             return replace(seen, tower=tower[0], unused=tower[1])
     logger.info("%s: only the text part of the model is served%s", source, why)
     return spec
+
+
+def _is_idle(tower: TowerSpec, model: ModelConfig) -> bool:
+    """Whether no request may use it. How prompts see themselves would go with a tower that says so."""
+    return not tower.whole_prompts and not any(is_wanted(kind, model) for kind in tower.kinds)

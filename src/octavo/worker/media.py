@@ -18,7 +18,7 @@ from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
 from octavo.ops.workspace import Workspace
 from octavo.wire.step import MediaPlace, SchedulerOutput
-from octavo.worker.arrays import array
+from octavo.worker.arrays import array, pixel_values
 from octavo.worker.codes import CodeEncoder, codes_bytes
 from octavo.worker.encoder import EncoderRunner
 from octavo.worker.input_batch import HostBatch, InputBatch
@@ -132,7 +132,7 @@ class MediaEncoder:
         """`patches` uint8 [S, P, values], the same of each channel after the other; `positions` int32 [S, P], or
         [parts, S, P]; `levels` float32 [3, 256]."""
         num_sequences, length, width = patches.shape
-        values = np.take(levels, patches + np.repeat(np.arange(3, dtype=np.int32) * 256, width // 3))
+        values = pixel_values(patches, levels).reshape(num_sequences, length, width)
         if self._spec.channels_last:
             values = values.reshape(num_sequences, length, 3, width // 3).swapaxes(2, 3).reshape(values.shape)
         if self._codes is not None:
@@ -143,7 +143,7 @@ class MediaEncoder:
             values = np.repeat(still, self._spec.frames, 3)
         if has_class := self._spec.has_class_token:
             values = np.pad(values, ((0, 0), (1, 0), (0, 0)))
-            positions = np.pad(positions + 1, ((0, 0), (1, 0)))
+            positions = np.pad(positions + 1, [(0, 0)] * (positions.ndim - 1) + [(1, 0)])
         length = values.shape[1]
         (rows,) = self._device.upload(np.ascontiguousarray(values.reshape(-1, self._spec.patch_values)))
         needed = None

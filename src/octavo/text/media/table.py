@@ -17,6 +17,7 @@ from octavo.text.media.processor import MediaProcessor
 from octavo.text.media.qwen2_vl import Qwen2VLProcessor
 from octavo.text.media.qwen_video import QwenVideoProcessor
 from octavo.text.media.square import SquareProcessor
+from octavo.text.media.tiles import Llama4Processor, MllamaProcessor
 
 #: The settings of the video processor, among those of a family that takes videos.
 _VIDEO = "video"
@@ -230,6 +231,32 @@ def _llava_next(
     )
 
 
+def _llama4(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    tower = config.get("vision_config") or {}
+    return Llama4Processor(
+        settings,
+        placeholder_id=_placeholder_id(config, token_id, Llama4Processor.row_text),
+        patch_size=int(tower.get("patch_size", 14)),
+        image_size=int(tower.get("image_size", 448)),
+        merge=round(1 / float(tower.get("pixel_shuffle_ratio", 0.5))),
+    )
+
+
+def _mllama(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    tower = config.get("vision_config") or {}
+    return MllamaProcessor(
+        settings,
+        placeholder_id=_placeholder_id(config, token_id, MllamaProcessor.placeholder),
+        patch_size=int(tower.get("patch_size", 14)),
+        image_size=int(tower.get("image_size", 448)),
+        most_tiles=int(tower.get("max_num_tiles", 4)),
+    )
+
+
 def _blip2(
     config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
 ) -> MediaProcessor:
@@ -300,4 +327,6 @@ _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "FuyuForCausalLM": _fuyu,
     "ChameleonForConditionalGeneration": _chameleon,
     "Blip2ForConditionalGeneration": _blip2,
+    "Llama4ForConditionalGeneration": _llama4,
+    "MllamaForConditionalGeneration": _mllama,
 }
