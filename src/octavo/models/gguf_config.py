@@ -281,14 +281,12 @@ def hf_config(
         config["sliding_window"] = get("attention.sliding_window") or None
     if arch.has_norms_of_one:
         config |= {"rms_norm_offset": 0, "hidden_activation": "gelu_pytorch_tanh"}
-    if arch.model_type == "modernbert":  # whose two ropes stand apart
-        rope = {}
     if arch.model_type in ("gemma3n_text", "gemma4_text"):
         config["rope_parameters"] = gguf_gemma.ropes(arch.model_type, get, rope)
     elif arch.has_gemma_keys:
         config |= _gemma(prefix, config, get, rope)
     else:
-        config["rope_parameters"] = rope
+        config.setdefault("rope_parameters", rope)
     return {key: value for key, value in config.items() if value is not None}
 
 

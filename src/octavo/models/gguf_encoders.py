@@ -58,6 +58,7 @@ def hf_config(
                 "classifier_pooling": "cls" if config["pooling_type"] == _CLS else "mean",
                 "global_rope_theta": get("rope.freq_base"),
                 "local_rope_theta": get("rope.freq_base_swa"),
+                "rope_parameters": {"full_attention": {}, "sliding_attention": {}},
             }
     return own
 
