@@ -49,6 +49,10 @@ class Param:
     offset: float = 0.0  # added to the stored values of a norm
     scale: float = 1.0  # what is a vector is multiplied by it
     unit_rows: bool = False  # rows of an output matrix are brought to length 1
+    #: Of a table that is packed as a vector so many rows, in this order; those of `minus_rows` are taken off them.
+    rows: tuple[int, ...] = ()
+    minus_rows: tuple[int, ...] = ()
+    transposed: bool = False  # behind it
     first_row: TensorDecl | None = None  # a vector that is added to the first row of an embedding
     other_rows: TensorDecl | None = None  # and one that is added to all others
     #: A table of which each row is added to all rows of a copy of the embedding; the copies stand behind each other.

@@ -50,10 +50,12 @@ from octavo.models.families import (
     granite,
     granite_hybrid,
     granite_moe,
+    gte,
     hunyuan,
     internlm,
     jais,
     jamba,
+    jina,
     lfm2,
     llama,
     llama4,
@@ -64,6 +66,7 @@ from octavo.models.families import (
     mistral,
     mixtral,
     mllama,
+    modernbert,
     mpt,
     nemotron,
     nemotron_h,
@@ -251,7 +254,31 @@ FAMILIES: Final[dict[str, Family]] = {
         Family("distilbert", bert.distilbert, bert.DISTILBERT_HF),
     ),
     **dict.fromkeys(
-        ("NomicBertModel", "NomicBertForPreTraining"),
+        ("MPNetModel", "MPNetForSequenceClassification", "MPNetForMaskedLM"),
+        Family("mpnet", bert.mpnet, bert.MPNET_HF),
+    ),
+    **dict.fromkeys(
+        ("ModernBertModel", "ModernBertForSequenceClassification", "ModernBertForMaskedLM"),
+        Family("modernbert", modernbert.spec, modernbert.HF, modernbert.GGUF),
+    ),
+    **dict.fromkeys(("NewModel", "NewForSequenceClassification", "NewForMaskedLM"), Family("new", gte.new, gte.HF)),
+    **dict.fromkeys(("GteModel", "GteForSequenceClassification", "GteForMaskedLM"), Family("gte", gte.spec, gte.HF)),
+    **dict.fromkeys(
+        ("JinaBertModel", "JinaBertForSequenceClassification"),
+        Family("jina_bert", jina.version_2, jina.V2_HF, jina.V2_GGUF),
+    ),
+    "JinaBertForMaskedLM": Family("jina_bert", jina.version_2, jina.V2_HF, jina.V2_APART_GGUF),
+    **dict.fromkeys(
+        ("JinaEmbeddingsV3Model", "JinaEmbeddingsV3ForSequenceClassification", "JinaEmbeddingsV3ForMaskedLM"),
+        Family("jina_embeddings_v3", jina.version_3, jina.V3_HF, jina.V3_GGUF),
+    ),
+    **dict.fromkeys(
+        (
+            "NomicBertModel",
+            "NomicBertForPreTraining",
+            "NomicBertForMaskedLM",
+            "NomicBertForSequenceClassification",
+        ),
         Family("nomic_bert", nomic_bert.spec, nomic_bert.HF, nomic_bert.GGUF),
     ),
 }

@@ -57,6 +57,16 @@ class AlibiSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RelativeSpec:
+    """A number a head that is added to a score, by how far the key lies in front of the query or behind it. Distances
+    share numbers, the more the larger they are: half of `num_buckets` are for either side, of these half for a distance
+    each, and the others up to `max_distance`, from which on it is the last. All layers have the same table."""
+
+    num_buckets: int
+    max_distance: int = 128
+
+
+@dataclass(frozen=True, kw_only=True)
 class QScaleSpec:
     """What queries are multiplied by, which grows with their position: 1 + beta log(1 + floor(p / original)), with
     p = position + offset."""
@@ -205,14 +215,29 @@ HeadActivation = Literal["", "tanh", "relu", "gelu", "silu", "sigmoid"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowsOfTable:
+    """Of a table of so many rows the difference of two, or one: scores of tokens are products with their rows."""
+
+    name: str
+    gguf: str
+    count: int
+    rows: tuple[int, ...]
+    minus_rows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeadSpec:
-    """A product with a pooled row: activation(weight x + bias)."""
+    """A product with a pooled row: norm(activation(weight x + bias))."""
 
     name: str  # of the checkpoint's tensors, as they are after the family's renames
     gguf: str
     size: int
     bias: bool = True
     activation: HeadActivation = ""
+    norm: NormSpec | None = None  # a layer norm
+    norm_name: str = ""
+    norm_gguf: str = ""
+    of_table: RowsOfTable | None = None  # what its weight is made of; None: it has a tensor of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +249,7 @@ class PoolingSpec:
     #: What the last head's values mean: "" for a vector, else classes.
     classes: Literal["", "softmax", "sigmoid", "none"] = ""
     labels: tuple[str, ...] = ()  # of the classes
+    pair_template: str = ""  # of two texts in one, as {query} and {document}; "": the tokenizer joins them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +287,13 @@ class ModelSpec:
     pooling: PoolingSpec | None = None  # it gives vectors, and has no output matrix; None: it generates
     #: Tensors of the checkpoint that the configuration leaves without a use, as patterns of names behind the renames.
     unused: tuple[str, ...] = ()
+
+    @property
+    def types_by_id(self) -> bool:
+        """Of a model that may read two texts in one, without a table of positions: tokens of the type t are those of a
+        t-th copy of the table of tokens."""
+        classes = self.pooling is not None and bool(self.pooling.classes)
+        return classes and self.token_types > 1 and not self.learned_positions
 
     @property
     def default_positions(self) -> int:
