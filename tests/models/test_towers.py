@@ -49,6 +49,16 @@ QWEN_ANY: dict[str, Any] = {
 TURNS: dict[str, Any] = {
     "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True,
 }  # fmt: skip
+GLM: dict[str, Any] = {
+    "model_type": "glm4v_text",
+    "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 2, 1], "partial_rotary_factor": 0.5,
+    },
+}  # fmt: skip
+GLM_TOWER: dict[str, Any] = {
+    "depth": 2, "hidden_size": 48, "intermediate_size": 80, "num_heads": 3, "patch_size": 4, "out_hidden_size": 64,
+    "image_size": 20,
+}  # fmt: skip
 #: Of a family's text part, beside or in the place of `TEXT`.
 TEXTS: dict[str, dict[str, Any]] = {
     "Qwen2VL": QWEN,
@@ -61,6 +71,12 @@ TEXTS: dict[str, dict[str, Any]] = {
         "model_type": "qwen3_vl_moe_text", "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
         "moe_intermediate_size": 24, "rope_parameters": TURNS,
     },
+    "Glm4v": GLM,
+    "Glm46V": GLM,
+    "Glm4vMoe": {
+        **GLM, "model_type": "glm4v_moe_text", "num_hidden_layers": 2, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 24, "n_group": 1, "topk_group": 1, "head_dim": 16,
+    },
     "Gemma3": GEMMA,
     "PaliGemma": {"model_type": "gemma", "head_dim": 16},
 }  # fmt: skip
@@ -68,6 +84,7 @@ VISION: dict[str, Any] = {
     "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 16,
     "patch_size": 4,
 }  # fmt: skip
+GLM_SIZE = {"size": {"shortest_edge": 128, "longest_edge": 2048}}
 LLAVA = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
 IDEFICS = {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 16}}
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -124,6 +141,10 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"vision_config": {**QWEN_ANY, "num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]}},
         {"min_pixels": 64, "max_pixels": 2048, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
     ),
+    "glm4v": ("Glm4v", {"vision_config": GLM_TOWER}, GLM_SIZE),
+    "glm4v-biased": ("Glm4v", {"vision_config": {**GLM_TOWER, "attention_bias": True}}, GLM_SIZE),
+    "glm4v-moe": ("Glm4vMoe", {"vision_config": {**GLM_TOWER, "model_type": "glm4v_moe_vision"}}, GLM_SIZE),
+    "glm4.6v": ("Glm46V", {"vision_config": {**GLM_TOWER, "model_type": "glm4v_vision"}}, GLM_SIZE),
     "gemma3": (
         "Gemma3",
         {"vision_config": {"model_type": "siglip_vision_model", **VISION}, "mm_tokens_per_image": 4},
@@ -259,6 +280,10 @@ class Case:
         return logits.float().log_softmax(-1)
 
     def inputs(self, images: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        if self.family.startswith("Glm4"):
+            from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+
+            return dict(Glm4vImageProcessorPil(patch_size=4, **self.settings)(list(images), return_tensors="pt"))
         if self.family in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3VLMoe"):
             from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -347,7 +372,9 @@ def test_a_prompt_may_end_with_a_picture(case: Case) -> None:
     assert tokens[0] == int(logprobs[-1].argmax())
 
 
-@pytest.mark.parametrize("case", ["llava", "idefics3", "qwen3-vl", "gemma3", "mistral3", "internvl"], indirect=True)
+@pytest.mark.parametrize(
+    "case", ["llava", "idefics3", "qwen3-vl", "glm4v", "gemma3", "mistral3", "internvl"], indirect=True
+)
 def test_operations_one_by_one_are_the_native_program(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def bound(*args: Any, **options: Any) -> Ops:
         return dataclasses.replace(bind(*args, **options), program_runner=Runner)

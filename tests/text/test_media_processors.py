@@ -100,6 +100,26 @@ def test_qwen2_vl_sees_what_transformers_shows_it(size: tuple[int, int]) -> None
     assert media.grid == (1, lines, columns) and media.rows == lines * columns
 
 
+@pytest.mark.parametrize("size", [(40, 60), (61, 35), (16, 16), (9, 90), (100, 100), (6, 5), (5, 500)])
+def test_glm4v_sees_what_transformers_shows_it(size: tuple[int, int]) -> None:
+    module = pytest.importorskip("transformers.models.glm4v.image_processing_pil_glm4v")
+    bounds = {"size": {"shortest_edge": 256, "longest_edge": 4096}}
+    reference = module.Glm4vImageProcessorPil(patch_size=4, **bounds)
+    config = {
+        "architectures": ["Glm4vForConditionalGeneration"], "image_token_id": 5,
+        "vision_config": {"patch_size": 4, "spatial_merge_size": 2, "image_size": 16},
+    }  # fmt: skip
+    processor = media_processor(config, bounds, IDS.get)
+    assert processor is not None
+    media = processor.image(pixels(*size), {})
+    found = reference(pixels(*size), return_tensors="np")
+    values, levels = array(media.tensors["patches"])[0], array(media.tensors["levels"])
+    seen = np.stack([levels[c][values.reshape(len(values), 3, 16)[:, c]] for c in range(3)], 1)
+    assert np.array_equal(np.repeat(seen[:, :, None], 2, 2).reshape(len(values), -1), found["pixel_values"])
+    assert media.grid == (1, *(found["image_grid_thw"][0, 1:] // 2).tolist())
+    assert media.text == "<|image|>" * media.rows
+
+
 def test_qwen2_vl_looks_as_closely_as_it_is_asked_to() -> None:
     processor = qwen2_vl()
     whole, low, few = (

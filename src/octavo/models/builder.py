@@ -154,6 +154,7 @@ class Builder:
             if rope.takes_turns and not rope.is_axial:
                 turns = ((pair // len(rope.sections), pair % len(rope.sections)) for pair in range(len(parts)))
                 parts = tuple(part if turn < rope.sections[part] else 0 for turn, part in turns)
+            parts += (0,) * (head_dim // 2 - len(parts))  # pairs that are not rotated
             self.ops.append(GatherRotation(out=out, places=places, rotation=table, parts=parts))
             self._rotation_rows[table] = out, places
         return self._rotation_rows[table]

@@ -66,6 +66,8 @@ class Layout:
     minus_exp: str = ""  # vectors that stand as -exp(x) of what is declared
     flattened: str = ""  # filters that stand as [out, channels, ...], declared as matrices
     interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
+    apart: str = ""  # where names of a part begin that has renames of its own, tried first, and halves as pairs
+    renames_apart: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,9 +156,15 @@ class Places:
         }
 
     def _renamed(self, name: str) -> str:
-        for pattern, replacement in self._layout.renames:
+        for pattern, replacement in self._layout.renames_apart:
             name = re.sub(pattern, replacement, name)
+        if not self._is_apart(name):
+            for pattern, replacement in self._layout.renames:
+                name = re.sub(pattern, replacement, name)
         return name
+
+    def _is_apart(self, name: str) -> bool:
+        return bool(self._layout.apart) and name.startswith(self._layout.apart)
 
     def _shape(self, place: _Place) -> tuple[int, ...]:
         """What the tensor of the checkpoint must have."""
@@ -176,7 +184,8 @@ class Places:
         """Which rows of the tensor of the checkpoint are the declared one, in the order of its pairs of a rotation.
         `count`: its rows, if they are all there are."""
         rows = self._rows(place)
-        order = _head_order(tensor, self._layout.interleaved)
+        interleaved = self._layout.interleaved and not self._is_apart(tensor.name)
+        order = _head_order(tensor, interleaved)
         if order is None:
             return rows
         heads = torch.arange(0, count if rows is None else len(rows), tensor.head_dim)

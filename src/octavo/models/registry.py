@@ -99,8 +99,9 @@ from octavo.models.layout import (
 from octavo.models.mamba import MAMBA2_GGUF, MAMBA_GGUF
 from octavo.models.pooling import causal_name
 from octavo.models.spec import ModelSpec, TowerSpec
+from octavo.models.tower import ROOM
 from octavo.models.vision import gemma3 as gemma3_vision
-from octavo.models.vision import idefics3, internvl, llava, pixtral, qwen2_vl, qwen3_vl
+from octavo.models.vision import glm4v, idefics3, internvl, llava, pixtral, qwen2_vl, qwen3_vl
 from octavo.models.vision.vit import FLATTENED
 
 logger = logging.getLogger("octavo.models")
@@ -257,6 +258,8 @@ class Seeing:
     text: Callable[[ConfigReader, ModelSpec], ModelSpec] | None = None
     transposed: str = ""  # of the tower's matrices those that stand as [in, out]
     either_way: str = ""  # `Layout.either_way`, of the text part
+    #: From a whole configuration to that of the text part, where it does not stand under `text_config` alone.
+    text_config: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None
 
 
 SEEING: Final[dict[str, Seeing]] = {
@@ -269,6 +272,11 @@ SEEING: Final[dict[str, Seeing]] = {
     "Qwen3VLMoeForConditionalGeneration": Seeing(
         qwen3_vl.tower, qwen3_vl.HF, (QKV,), qwen3_vl.text, either_way=qwen3_vl.EXPERTS
     ),
+    "Glm4vForConditionalGeneration": Seeing(glm4v.tower, glm4v.HF, (QKV,), glm4v.text, text_config=glm4v.text_config),
+    "Glm4vMoeForConditionalGeneration": Seeing(
+        glm4v.tower, glm4v.HF, (QKV,), glm4v.text, text_config=glm4v.text_config
+    ),
+    "Glm46VForConditionalGeneration": Seeing(glm4v.tower, glm4v.HF, (QKV,), glm4v.text, text_config=glm4v.text_config),
     "Gemma3ForConditionalGeneration": Seeing(
         gemma3_vision.tower, gemma3_vision.HF, text=gemma3_vision.text, transposed=gemma3_vision.TRANSPOSED
     ),
@@ -304,6 +312,8 @@ _TEXT_TYPES: Final = {
     "qwen2_5_vl_text": "qwen2",
     "qwen3_vl_text": "qwen3",
     "qwen3_vl_moe_text": "qwen3_moe",
+    "glm4v_text": "glm4",
+    "glm4v_moe_text": "glm4_moe",
 }
 #: What configurations of a text part leave out, since it is transformers' default.
 _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
@@ -317,6 +327,8 @@ _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     },
     "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4},
     "qwen3_vl_moe_text": {"norm_topk_prob": True},
+    "glm4v_text": {"rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0},
+    "glm4v_moe_text": {"attention_bias": True, "use_qk_norm": False},
 }  # fmt: skip
 
 
@@ -327,6 +339,9 @@ def text_part(config: dict[str, Any]) -> dict[str, Any] | None:
         names in (["Qwen2VLForConditionalGeneration"], ["Qwen2_5_VLForConditionalGeneration"]) and text is None
     ):  # older files have both parts in one
         text = {key: value for key, value in config.items() if key != "vision_config"} | {"model_type": "qwen2_vl_text"}
+    seeing = SEEING.get(str(names[0])) if isinstance(names, list) and len(names) == 1 else None
+    if seeing is not None and seeing.text_config is not None:
+        text = seeing.text_config(config)
     if not isinstance(names, list) or not _WITH_TEXT.intersection(map(str, names)) or not isinstance(text, dict):
         return None
     kept = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
@@ -397,7 +412,7 @@ def _with_tower(family: Family, config: dict[str, Any]) -> Family:
     if seeing is None or isinstance(_tower(config, seeing, family), CheckpointError):
         hf = replace(hf, ignored=(*hf.ignored, *_NOT_TEXT), renames=(*_TEXT_RENAMES, *hf.renames))
     else:
-        renames, splits = (*seeing.renames, *_TEXT_RENAMES, *hf.renames), (*seeing.splits, *hf.splits)
+        renames, splits = (*_TEXT_RENAMES, *hf.renames), (*seeing.splits, *hf.splits)
         transposed = "|".join(each for each in (hf.transposed, seeing.transposed) if each)
         hf = replace(
             hf,
@@ -406,6 +421,8 @@ def _with_tower(family: Family, config: dict[str, Any]) -> Family:
             transposed=transposed,
             either_way=seeing.either_way,
             flattened=FLATTENED,
+            apart=f"{ROOM}.",
+            renames_apart=seeing.renames,
         )
     return replace(family, hf=hf)
 

@@ -7,14 +7,16 @@ interprets the configuration; what the blocks need stands in them, in the same t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from octavo.base.params import PoolingKind
 from octavo.ops.operations import Activation, MergeKind, NormKind
 
 if TYPE_CHECKING:
     from octavo.models.blocks import Layer
+    from octavo.models.builder import Builder
     from octavo.models.encoder import EncoderSpec
+    from octavo.ops.operands import Buffer
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors", "longrope", "proportional", "steps"]
 
@@ -107,6 +109,14 @@ class ProjectorSpec:
     bias: bool = True
 
 
+class Projector(Protocol):
+    """What a family may have in the place of a `ProjectorSpec`."""
+
+    def emit(self, build: Builder, rows: Buffer, width: int, name: str) -> Buffer:
+        """From rows that were merged to rows of `width`. `name`: where those of its tensors begin."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class TowerSpec:
     """What makes rows of the language model of pictures: patches -> layers that see all of a picture -> projector.
@@ -121,12 +131,14 @@ class TowerSpec:
     has_class_token: bool = False  # in front of the patches of each picture
     keeps_class: bool = False  # its row is the first of a picture's
     patch_bias: bool = True
+    patch_norm: NormSpec | None = None  # of patches, before their positions are added
     pre_norm: NormSpec | None = None  # before the layers
     post_norm: NormSpec | None = None  # behind them
     frames: int = 1  # of a patch: a picture is as many equal ones
     merge: int = 1  # so many rows, one behind the other, are one row of the projector
     merge_kind: MergeKind = "rows"
     projector: ProjectorSpec = ProjectorSpec()
+    own_projector: Projector | None = None  # in its place
     is_interpolated: bool = False  # positions lie between rows of the table, which are mixed
     windowed: frozenset[int] = frozenset()  # layers whose rows see those of their part of the picture alone
     #: Layers whose rows, behind a projector each, are added to the language model's behind its first layers.

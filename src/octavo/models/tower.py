@@ -53,6 +53,8 @@ def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
     has_bias = spec.patch_bias and not spec.has_class_token
     matrix = Matrix(name=f"{ROOM}.patches", gguf="v.patch_embd", rows=spec.hidden_size, bias=has_bias)
     residual = build.linear(patches, f"{ROOM}.patches", [matrix], None)
+    if spec.patch_norm is not None:
+        build.norm_in_place(residual, spec.patch_norm, f"{ROOM}.patch_norm", "v.norm_embd")
     stages, table = [], None
     if spec.is_interpolated:
         table = build.table(f"{ROOM}.positions", "v.position_embd", (spec.num_positions, spec.hidden_size))
@@ -101,6 +103,8 @@ def _head(build: Builder, spec: TowerSpec, rows: Buffer, width: int) -> Buffer:
     if spec.post_norm is not None:
         rows = build.norm(rows, spec.post_norm, f"{ROOM}.post_norm", "v.post_ln")
     rows = _merged(build, spec, rows)
+    if spec.own_projector is not None:
+        return spec.own_projector.emit(build, rows, width, f"{ROOM}.projector")
     return _projected(build, spec.projector, rows, width, f"{ROOM}.projector", spec.hidden_size)
 
 

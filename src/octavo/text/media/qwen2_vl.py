@@ -1,9 +1,9 @@
-"""Qwen2-VL, 2.5 and 3: a picture keeps its ratio, both sides are brought to multiples of a square of patches."""
+"""Qwen2-VL to 3, GLM-4V: a picture keeps its ratio, both sides are brought to multiples of a square of patches."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -18,16 +18,58 @@ _MOST_RATIO: Final = 200
 _LEAST, _MOST, _LIMIT = 56 * 56, 28 * 28 * 1280, 28 * 28 * 16384
 #: What a tower has rotations for.
 _MOST_PATCHES_A_SIDE: Final = 4096
+#: From the places of patches and the side of a table to rows of it, and how much each counts.
+Mixed = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+QWEN_IMAGE: Final = "<|image_pad|>"
+
+
+def mixed_linearly(places: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of the places int32 [patches, 2] the four rows of a square table of `side` lines between which each lies, int32
+    [4, patches], and how much each counts, float32; the table's corners are those of the picture."""
+    lows, highs, parts = [], [], []
+    for axis in (0, 1):
+        index = places[:, axis].astype(np.float32)
+        at = index * np.float32(side - 1) / np.float32(max(1, int(index.max())))
+        low = np.floor(at).astype(np.int32)
+        lows.append(low)
+        highs.append(np.minimum(low + 1, side - 1))
+        parts.append(at - low)
+    corners = [line * side + column for line in (lows[0], highs[0]) for column in (lows[1], highs[1])]
+    shares = [line * column for line in (1 - parts[0], parts[0]) for column in (1 - parts[1], parts[1])]
+    return np.stack(corners).astype(np.int32), np.stack(shares).astype(np.float32)
+
+
+def mixed_by_cubics(places: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same with sixteen rows, int32 [16, patches]; the table's edges are those of the picture, and what lies beyond
+    them is as at the edge."""
+    indices, shares = [], []
+    for axis in (0, 1):
+        count = np.float32(places[:, axis].max() + 1)
+        middle = (places[:, axis].astype(np.float32) + np.float32(0.5)) / count * 2 - 1
+        at = ((middle + 1) * np.float32(side) - 1) / 2
+        low = np.floor(at)
+        indices.append([np.clip(low + step, 0, side - 1).astype(np.int32) for step in (-1, 0, 1, 2)])
+        shares.append([_cubic(np.abs(at - low - step)) for step in (-1, 0, 1, 2)])
+    corners = [line * side + column for line in indices[0] for column in indices[1]]
+    return np.stack(corners), np.stack([line * column for line in shares[0] for column in shares[1]])
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """How much counts what lies so far away, 0 to 2, float32: Keys' kernel with -0.75, as torch has it."""
+    a = np.float32(-0.75)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    share: np.ndarray = np.where(x <= 1, near, far).astype(np.float32)
+    return share
 
 
 class Qwen2VLProcessor:
     """`processor.MediaProcessor`. The marks around a picture come from the chat template.
 
     `window`: rows along a side of what layers with windows see of a picture at once; 0: there are none.
-    `table_side`: of a table of learned positions, which are mixed for other sizes; 0: there is none.
+    `table_side`: of a table of learned positions, which are mixed for other sizes; 0: there is none. `mixed`: in which
+    way. `placeholder`: the text of its token. `grows`: sides below that of a square are brought to it before others.
     """
-
-    placeholder = "<|image_pad|>"
 
     def __init__(
         self,
@@ -38,8 +80,13 @@ class Qwen2VLProcessor:
         merge: int,
         window: int = 0,
         table_side: int = 0,
+        mixed: Mixed = mixed_linearly,
+        placeholder: str = QWEN_IMAGE,
+        grows: bool = False,
     ) -> None:
-        self.placeholder_id = placeholder_id
+        self._grows = grows
+        self.placeholder, self.placeholder_id = placeholder, placeholder_id
+        self._mixed = mixed
         self._window, self._table_side = window, table_side
         self._settings = settings
         self._patch_size, self._merge = patch_size, merge
@@ -69,7 +116,7 @@ class Qwen2VLProcessor:
         rows = lines * columns
         arrays = {"levels": self._levels}
         if self._table_side:
-            arrays["corners"], arrays["shares"] = _mixed(places, self._table_side)
+            arrays["corners"], arrays["shares"] = self._mixed(places, self._table_side)
         if self._window:
             order, arrays["windows"] = _windows(lines, columns, self._window)
             arrays["windows"] *= self._merge**2
@@ -82,6 +129,9 @@ class Qwen2VLProcessor:
 
     def _size(self, height: int, width: int, least: int, most: int) -> tuple[int, int]:
         factor = self._patch_size * self._merge
+        if self._grows and min(height, width) < factor:
+            scale = max(factor / height, factor / width)
+            height, width = int(height * scale), int(width * scale)
         if max(height, width) / min(height, width) > _MOST_RATIO:
             raise InvalidRequest(f"The longer side of an image may be at most {_MOST_RATIO} times the other.", "image")
         new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
@@ -104,19 +154,3 @@ def _windows(lines: int, columns: int, side: int) -> tuple[np.ndarray, np.ndarra
     line, column = np.divmod(np.arange(lines * columns), columns)
     window = line // side * -(-columns // side) + column // side
     return np.argsort(window, kind="stable"), np.bincount(window).astype(np.int32)
-
-
-def _mixed(places: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of the places int32 [patches, 2] the four rows of a square table of `side` lines between which each lies, int32
-    [4, patches], and how much each counts, float32; the table's corners are those of the picture."""
-    lows, highs, parts = [], [], []
-    for axis in (0, 1):
-        index = places[:, axis].astype(np.float32)
-        at = index * np.float32(side - 1) / np.float32(max(1, int(index.max())))
-        low = np.floor(at).astype(np.int32)
-        lows.append(low)
-        highs.append(np.minimum(low + 1, side - 1))
-        parts.append(at - low)
-    corners = [line * side + column for line in (lows[0], highs[0]) for column in (lows[1], highs[1])]
-    shares = [line * column for line in (1 - parts[0], parts[0]) for column in (1 - parts[1], parts[1])]
-    return np.stack(corners).astype(np.int32), np.stack(shares).astype(np.float32)

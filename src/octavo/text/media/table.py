@@ -12,7 +12,7 @@ from octavo.text.media.internvl import InternVLProcessor
 from octavo.text.media.llava_next import LlavaNextProcessor
 from octavo.text.media.pixtral import PixtralProcessor
 from octavo.text.media.processor import MediaProcessor
-from octavo.text.media.qwen2_vl import Qwen2VLProcessor
+from octavo.text.media.qwen2_vl import QWEN_IMAGE, Qwen2VLProcessor, mixed_by_cubics
 from octavo.text.media.square import SquareProcessor
 
 #: Sizes that configurations of towers leave out, since they are transformers' defaults, by `model_type`.
@@ -86,12 +86,12 @@ def _idefics3(
 
 
 def _qwen2_vl(
-    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None], **more: int
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None], **more: Any
 ) -> MediaProcessor:
     tower = config.get("vision_config") or {}
     return Qwen2VLProcessor(
         settings,
-        placeholder_id=_placeholder_id(config, token_id, Qwen2VLProcessor.placeholder),
+        placeholder_id=_placeholder_id(config, token_id, more.get("placeholder", QWEN_IMAGE)),
         patch_size=int(tower.get("patch_size", 14)),
         merge=int(tower.get("spatial_merge_size", 2)),
         **more,
@@ -114,6 +114,19 @@ def _qwen3_vl(
     side = int(int(tower.get("num_position_embeddings", 2304)) ** 0.5)
     half = {"image_mean": images.HALF, "image_std": images.HALF}
     return _qwen2_vl(config, {**half, **settings}, token_id, table_side=side)
+
+
+def _glm4v(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    tower = config.get("vision_config") or {}
+    side = int(tower.get("image_size", 336)) // int(tower.get("patch_size", 14))
+    size = {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 15000, **(settings.get("size") or {})}
+    # These are pixels of all frames of a patch.
+    frames = int(tower.get("temporal_patch_size", 2))
+    bounds = {"min_pixels": size["shortest_edge"] / frames, "max_pixels": size["longest_edge"] / frames}
+    more = {"table_side": side, "mixed": mixed_by_cubics, "grows": True, "placeholder": "<|image|>"}
+    return _qwen2_vl(config, {**settings, **bounds}, token_id, **more)
 
 
 def _siglip(config: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -207,6 +220,9 @@ _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "Qwen2_5_VLForConditionalGeneration": _qwen2_5_vl,
     "Qwen3VLForConditionalGeneration": _qwen3_vl,
     "Qwen3VLMoeForConditionalGeneration": _qwen3_vl,
+    "Glm4vForConditionalGeneration": _glm4v,
+    "Glm4vMoeForConditionalGeneration": _glm4v,
+    "Glm46VForConditionalGeneration": _glm4v,
     "Gemma3ForConditionalGeneration": _gemma3,
     "PaliGemmaForConditionalGeneration": _paligemma,
     "LlavaNextForConditionalGeneration": _llava_next,
