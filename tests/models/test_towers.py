@@ -188,6 +188,10 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {
             "vision_config": {"model_type": "siglip_vision_model", **VISION}, "vision_feature_layer": [-3, -1],
             "vision_feature_select_strategy": "full", "image_grid_pinpoints": [[16, 32], [32, 16]],
+            "text": {
+                "model_type": "granite", "embedding_multiplier": 3.0, "residual_multiplier": 0.5,
+                "attention_multiplier": 0.2,
+            },
         },
         {
             "size": {"height": 16, "width": 16}, "crop_size": {"height": 16, "width": 16},
@@ -231,7 +235,8 @@ class Case:
 
         family, options, self.settings = CASES[name]
         torch.manual_seed(0)
-        text = {**TEXT, **TEXTS.get(family, {})}
+        options = dict(options)
+        text = {**TEXT, **TEXTS.get(family, {}), **options.pop("text", {})}
         config = getattr(transformers, f"{family}Config")(
             text_config=text, image_token_id=IMAGE, tie_word_embeddings=False, **options
         )

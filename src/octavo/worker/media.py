@@ -86,7 +86,8 @@ class MediaEncoder:
 
     def _encoded(self, item: MediaItem) -> torch.Tensor:
         if item.kind == "embeds":
-            (rows,) = self._device.upload(array(item.tensors["rows"]).astype(np.float32))
+            given = array(item.tensors["rows"]).astype(np.float32) * np.float32(self._spec.row_scale)
+            (rows,) = self._device.upload(given)
             return rows.to(self._dtype)
         patches, positions = array(item.tensors["patches"]), array(item.tensors["positions"])
         levels = array(item.tensors["levels"])
@@ -103,7 +104,7 @@ class MediaEncoder:
                 rows = torch.cat((rows, self._newline.to(self._dtype)[None]))
             rows = rows[self._device.upload(array(item.tensors["order"]).astype(np.int64))[0]]
         assert len(rows) == item.rows, f"a picture of {item.rows} rows was encoded to {len(rows)}"
-        return rows
+        return rows if self._spec.row_scale == 1.0 else rows * self._spec.row_scale
 
     def _encode(self, patches: np.ndarray, positions: np.ndarray, levels: np.ndarray, item: MediaItem) -> torch.Tensor:
         """`patches` uint8 [S, P, values], the same of each channel after the other; `positions` int32 [S, P], or
