@@ -21,10 +21,16 @@ def load_processor(config: ModelConfig, info: EngineInfo, tokenizer: Tokenizer) 
     """None where the engine takes text only. Raises `CheckpointError`."""
     if not info.media_kinds:
         return None
-    from octavo.text.media.table import image_settings, media_processor  # numpy, which a server of text need not load
+    from octavo.text.media.table import (
+        OPENING,
+        image_settings,
+        media_processor,
+    )  # numpy, which a server of text need not load
 
     directory = Path(config.model)
     settings = image_settings(_read(directory / "processor_config.json"), _read(directory / "preprocessor_config.json"))
+    opening = tokenizer.decode(tokenizer.encode(""), skip_special_tokens=False)
+    settings = {**settings, OPENING: opening}
     processor = media_processor(read_object(directory / "config.json", _MAX_BYTES), settings, tokenizer.token_to_id)
     if processor is None:
         raise CheckpointError(f"{directory}: octavo knows no image processor for this model.")

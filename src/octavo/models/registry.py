@@ -101,7 +101,7 @@ from octavo.models.pooling import causal_name
 from octavo.models.spec import ModelSpec, TowerSpec
 from octavo.models.tower import ROOM
 from octavo.models.vision import gemma3 as gemma3_vision
-from octavo.models.vision import glm4v, idefics3, internvl, llava, pixtral, qwen2_vl, qwen3_vl
+from octavo.models.vision import glm4v, idefics3, internvl, llava, phi3_v, pixtral, qwen2_vl, qwen3_vl
 from octavo.models.vision.vit import FLATTENED
 
 logger = logging.getLogger("octavo.models")
@@ -282,6 +282,7 @@ SEEING: Final[dict[str, Seeing]] = {
     ),
     "Mistral3ForConditionalGeneration": Seeing(pixtral.merging_tower, pixtral.HF),
     "InternVLForConditionalGeneration": Seeing(internvl.tower, internvl.HF),
+    "Phi3VForCausalLM": Seeing(phi3_v.tower, phi3_v.HF, text_config=phi3_v.text_config),
     "PaliGemmaForConditionalGeneration": Seeing(
         gemma3_vision.paligemma, gemma3_vision.PALIGEMMA_HF, text=gemma3_vision.text
     ),
@@ -305,6 +306,7 @@ _TEXT_RENAMES: Final = (
 _NOT_TEXT: Final = (
     r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision|embed_audio)\..*",
     r"(model\.)?image_newline",
+    r"model\.vision_embed_tokens\..*",
 )
 #: Text parts that are another family's.
 _TEXT_TYPES: Final = {

@@ -39,10 +39,13 @@ class TowerDefinition:
     derived: dict[Weight, DerivedSpec]
     position_table: Weight | None  # of positions that are interpolated, float32 [num_positions, hidden size]
     newline: Weight | None  # float32 [width of the language model's rows]
+    separators: Weight | None  # float32 [their number * width of merged rows]
+    projection: Program | None  # of a model with separators: from merged rows in their order to those of the model
 
     @property
     def programs(self) -> tuple[Program, ...]:
-        return tuple(each for stage in self.stages for each in (stage.program, stage.tap) if each is not None)
+        found = [each for stage in self.stages for each in (stage.program, stage.tap)]
+        return tuple(each for each in (*found, self.projection) if each is not None)
 
 
 def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
@@ -80,15 +83,26 @@ def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
         build.cut()
         residual = Buffer("joined", len(spec.joined) * spec.hidden_size)
         build.ops.append(GivenRows(out=residual))
-    output = _head(build, spec, residual, width)
-    newline = None
+    output = _merged_rows(build, spec, residual)
+    separators = projection = newline = None
+    if spec.num_separators:
+        names = [f"{ROOM}.separators.{number}" for number in range(spec.num_separators)]
+        declared = [Matrix(name=name, gguf=name, rows=output.width) for name in names]
+        separators = build.vector(declared, f"{ROOM}.separators", "", "bias")
+        head, ordered = build.cut(), Buffer("ordered", output.width)
+        build.ops.append(GivenRows(out=ordered))
+        made = _head(build, spec, ordered, width)
+        projection = program(build.cut(), made)
+        build.ops += head
+    else:
+        output = _head(build, spec, output, width)
     if spec.has_newline:
         newline = build.vector(
             [Matrix(name=f"{ROOM}.newline", gguf="model.image_newline", rows=width)], f"{ROOM}.newline", "", "bias"
         )
     stages.append(Stage(program(build.ops, output), len(spec.layers) - 1 in spec.windowed))
     derived = {weight: each for (each, _), weight in build.derived.items()}
-    return TowerDefinition(spec, tuple(stages), tuple(build.params), derived, table, newline)
+    return TowerDefinition(spec, tuple(stages), tuple(build.params), derived, table, newline, separators, projection)
 
 
 def _cut(build: Builder, residual: Buffer) -> Program:
@@ -98,11 +112,15 @@ def _cut(build: Builder, residual: Buffer) -> Program:
     return made
 
 
-def _head(build: Builder, spec: TowerSpec, rows: Buffer, width: int) -> Buffer:
-    """What makes rows of the language model of those of the last layer."""
+def _merged_rows(build: Builder, spec: TowerSpec, rows: Buffer) -> Buffer:
+    """What the projector reads."""
     if spec.post_norm is not None:
         rows = build.norm(rows, spec.post_norm, f"{ROOM}.post_norm", "v.post_ln")
-    rows = _merged(build, spec, rows)
+    return _merged(build, spec, rows)
+
+
+def _head(build: Builder, spec: TowerSpec, rows: Buffer, width: int) -> Buffer:
+    """What makes rows of the language model of those that were merged."""
     if spec.own_projector is not None:
         return spec.own_projector.emit(build, rows, width, f"{ROOM}.projector")
     return _projected(build, spec.projector, rows, width, f"{ROOM}.projector", spec.hidden_size)

@@ -49,18 +49,9 @@ def mixed_by_cubics(places: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarr
         at = ((middle + 1) * np.float32(side) - 1) / 2
         low = np.floor(at)
         indices.append([np.clip(low + step, 0, side - 1).astype(np.int32) for step in (-1, 0, 1, 2)])
-        shares.append([_cubic(np.abs(at - low - step)) for step in (-1, 0, 1, 2)])
+        shares.append([images.cubic(np.abs(at - low - step)) for step in (-1, 0, 1, 2)])
     corners = [line * side + column for line in indices[0] for column in indices[1]]
     return np.stack(corners), np.stack([line * column for line in shares[0] for column in shares[1]])
-
-
-def _cubic(x: np.ndarray) -> np.ndarray:
-    """How much counts what lies so far away, 0 to 2, float32: Keys' kernel with -0.75, as torch has it."""
-    a = np.float32(-0.75)
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-    share: np.ndarray = np.where(x <= 1, near, far).astype(np.float32)
-    return share
 
 
 class Qwen2VLProcessor:

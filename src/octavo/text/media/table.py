@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from octavo.base.errors import CheckpointError
 from octavo.text.media import images
 from octavo.text.media.idefics3 import Idefics3Processor
 from octavo.text.media.internvl import InternVLProcessor
 from octavo.text.media.llava_next import LlavaNextProcessor
+from octavo.text.media.phi3_v import Phi3VProcessor
 from octavo.text.media.pixtral import PixtralProcessor
 from octavo.text.media.processor import MediaProcessor
 from octavo.text.media.qwen2_vl import QWEN_IMAGE, Qwen2VLProcessor, mixed_by_cubics
@@ -24,12 +25,16 @@ _TOWERS: dict[str, tuple[int, int]] = {  # image, patch
 }
 
 
+#: In the settings: the text of the tokens that every text begins with.
+OPENING: Final = "octavo_opening"
+
+
 def media_processor(
     config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
 ) -> MediaProcessor | None:
     """The processor of a model with this config.json; None: it reads text alone.
 
-    `settings`: of the image processor, `image_settings`. `token_id`: of a special token's text.
+    `settings`: of the image processor, `image_settings`, and `OPENING`. `token_id`: of a special token's text.
     """
     names = config.get("architectures") or ["?"]
     make = _PROCESSORS.get(str(names[0]))
@@ -212,6 +217,17 @@ def _llava_next(
     )
 
 
+def _phi3_v(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor | None:
+    row = token_id("<|image|>")
+    if row is None:
+        return None
+    return Phi3VProcessor(
+        settings, placeholder_id=row, row_text="<|image|>", opening=settings.get(OPENING, ""), side=336, patch_size=14
+    )
+
+
 _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "LlavaForConditionalGeneration": _llava,
     "Idefics3ForConditionalGeneration": _idefics3,
@@ -226,6 +242,7 @@ _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "Gemma3ForConditionalGeneration": _gemma3,
     "PaliGemmaForConditionalGeneration": _paligemma,
     "LlavaNextForConditionalGeneration": _llava_next,
+    "Phi3VForCausalLM": _phi3_v,
     "Mistral3ForConditionalGeneration": _pixtral,
     "InternVLForConditionalGeneration": _internvl,
 }
