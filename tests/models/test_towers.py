@@ -77,6 +77,14 @@ TEXTS: dict[str, dict[str, Any]] = {
         **GLM, "model_type": "glm4v_moe_text", "num_hidden_layers": 2, "n_routed_experts": 4,
         "num_experts_per_tok": 2, "moe_intermediate_size": 24, "n_group": 1, "topk_group": 1, "head_dim": 16,
     },
+    "MiniCPMV4_6": {
+        "model_type": "qwen3_5_text", "head_dim": 16, "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0], "mrope_interleaved": True,
+            "partial_rotary_factor": 0.25,
+        },
+    },
     "Gemma3": GEMMA,
     "PaliGemma": {"model_type": "gemma", "head_dim": 16},
 }  # fmt: skip
@@ -145,6 +153,19 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "glm4v-biased": ("Glm4v", {"vision_config": {**GLM_TOWER, "attention_bias": True}}, GLM_SIZE),
     "glm4v-moe": ("Glm4vMoe", {"vision_config": {**GLM_TOWER, "model_type": "glm4v_moe_vision"}}, GLM_SIZE),
     "glm4.6v": ("Glm46V", {"vision_config": {**GLM_TOWER, "model_type": "glm4v_vision"}}, GLM_SIZE),
+    "minicpm-v-4.6": (
+        "MiniCPMV4_6",
+        {"vision_config": {**VISION, "image_size": 28, "model_type": "minicpmv4_6_vision"}, "insert_layer_id": 0},
+        {"scale_resolution": 24, "patch_size": 4},
+    ),
+    "minicpm-v-4.6-fine": (
+        "MiniCPMV4_6",
+        {
+            "vision_config": {**VISION, "image_size": 28, "model_type": "minicpmv4_6_vision"},
+            "insert_layer_id": 0, "downsample_mode": "4x",
+        },
+        {"scale_resolution": 24, "patch_size": 4, "downsample_mode": "4x"},
+    ),
     "gemma3": (
         "Gemma3",
         {"vision_config": {"model_type": "siglip_vision_model", **VISION}, "mm_tokens_per_image": 4},
@@ -285,6 +306,12 @@ class Case:
         return logits.float().log_softmax(-1)
 
     def inputs(self, images: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        if self.family == "MiniCPMV4_6":
+            from transformers.models.minicpmv4_6 import image_processing_pil_minicpmv4_6 as slicing
+
+            processor = slicing.MiniCPMV4_6ImageProcessorPil(**self.settings)
+            found = processor(list(images), return_tensors="pt")
+            return {name: found[name] for name in ("pixel_values", "target_sizes")}
         if self.family.startswith("Glm4"):
             from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 
@@ -378,7 +405,7 @@ def test_a_prompt_may_end_with_a_picture(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["llava", "idefics3", "qwen3-vl", "glm4v", "gemma3", "mistral3", "internvl"], indirect=True
+    "case", ["llava", "idefics3", "qwen3-vl", "glm4v", "minicpm-v-4.6", "gemma3", "mistral3", "internvl"], indirect=True
 )
 def test_operations_one_by_one_are_the_native_program(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def bound(*args: Any, **options: Any) -> Ops:

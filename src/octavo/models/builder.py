@@ -44,6 +44,10 @@ class Builder:
         self._prefix, self._gguf_prefix = f"{self._layers}.{number}.", f"{self._gguf_layers}.{number}."
         self._layer = number
 
+    def part(self, name: str, gguf: str) -> None:
+        """From here on names are those of a part that is no layer of the list."""
+        self._prefix, self._gguf_prefix = f"{name}.", f"{gguf}."
+
     def top(self) -> None:
         """From here on names belong to no layer."""
         self._prefix = self._gguf_prefix = ""

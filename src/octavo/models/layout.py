@@ -66,8 +66,10 @@ class Layout:
     minus_exp: str = ""  # vectors that stand as -exp(x) of what is declared
     flattened: str = ""  # filters that stand as [out, channels, ...], declared as matrices
     interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
-    apart: str = ""  # where names of a part begin that has renames of its own, tried first, and halves as pairs
+    #: Where names of a part begin that has renames of its own, tried first, and splits; its pairs are halves.
+    apart: str = ""
     renames_apart: tuple[tuple[str, str], ...] = ()
+    splits_apart: tuple[Split, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Places:
         names: tuple[str, ...] = (renamed,)
         kind: SplitKind = "parts"
         num_parts = 1
-        for split in self._layout.splits:
+        for split in self._layout.splits_apart if self._is_apart(renamed) else self._layout.splits:
             if match := re.fullmatch(split.pattern, renamed):
                 kind, names = split.kind, tuple(match.expand(part) for part in split.names)
                 num_parts = len(names)

@@ -101,7 +101,7 @@ from octavo.models.pooling import causal_name
 from octavo.models.spec import ModelSpec, TowerSpec
 from octavo.models.tower import ROOM
 from octavo.models.vision import gemma3 as gemma3_vision
-from octavo.models.vision import glm4v, idefics3, internvl, llava, phi3_v, pixtral, qwen2_vl, qwen3_vl
+from octavo.models.vision import glm4v, idefics3, internvl, llava, minicpm_v, phi3_v, pixtral, qwen2_vl, qwen3_vl
 from octavo.models.vision.vit import FLATTENED
 
 logger = logging.getLogger("octavo.models")
@@ -282,6 +282,7 @@ SEEING: Final[dict[str, Seeing]] = {
     ),
     "Mistral3ForConditionalGeneration": Seeing(pixtral.merging_tower, pixtral.HF),
     "InternVLForConditionalGeneration": Seeing(internvl.tower, internvl.HF),
+    "MiniCPMV4_6ForConditionalGeneration": Seeing(minicpm_v.tower_4_6, minicpm_v.HF_4_6),
     "Phi3VForCausalLM": Seeing(phi3_v.tower, phi3_v.HF, text_config=phi3_v.text_config),
     "PaliGemmaForConditionalGeneration": Seeing(
         gemma3_vision.paligemma, gemma3_vision.PALIGEMMA_HF, text=gemma3_vision.text
@@ -414,17 +415,16 @@ def _with_tower(family: Family, config: dict[str, Any]) -> Family:
     if seeing is None or isinstance(_tower(config, seeing, family), CheckpointError):
         hf = replace(hf, ignored=(*hf.ignored, *_NOT_TEXT), renames=(*_TEXT_RENAMES, *hf.renames))
     else:
-        renames, splits = (*_TEXT_RENAMES, *hf.renames), (*seeing.splits, *hf.splits)
         transposed = "|".join(each for each in (hf.transposed, seeing.transposed) if each)
         hf = replace(
             hf,
-            renames=renames,
-            splits=splits,
+            renames=(*_TEXT_RENAMES, *hf.renames),
             transposed=transposed,
             either_way=seeing.either_way,
             flattened=FLATTENED,
             apart=f"{ROOM}.",
             renames_apart=seeing.renames,
+            splits_apart=seeing.splits,
         )
     return replace(family, hf=hf)
 

@@ -117,6 +117,26 @@ class Projector(Protocol):
         ...
 
 
+class InnerMerger(Protocol):
+    """What makes fewer rows of those within a tower: `count` rows see each other, and one takes their place."""
+
+    @property
+    def behind(self) -> int:
+        """The layer that it stands behind."""
+        ...
+
+    @property
+    def count(self) -> int: ...
+
+    def emit_attention(self, build: Builder, residual: Buffer) -> None:
+        """Of `count` rows with each other."""
+        ...
+
+    def emit_merged(self, build: Builder, residual: Buffer) -> Buffer:
+        """What is added to the means of `count` rows each."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class TowerSpec:
     """What makes rows of the language model of pictures: patches -> layers that see all of a picture -> projector.
@@ -135,6 +155,7 @@ class TowerSpec:
     pre_norm: NormSpec | None = None  # before the layers
     post_norm: NormSpec | None = None  # behind them
     frames: int = 1  # of a patch: a picture is as many equal ones
+    inner: InnerMerger | None = None
     merge: int = 1  # so many rows, one behind the other, are one row of the projector
     merge_kind: MergeKind = "rows"
     projector: ProjectorSpec = ProjectorSpec()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix, Param
-from octavo.models.spec import DerivedSpec, ProjectorSpec, TowerSpec
+from octavo.models.spec import DerivedSpec, InnerMerger, ProjectorSpec, TowerSpec
 from octavo.ops.operands import Buffer, Weight
 from octavo.ops.operations import Act, Add, Embed, GivenRows, MergeRows
 from octavo.ops.program import Program, program
@@ -25,6 +26,9 @@ class Stage:
     program: Program
     is_windowed: bool = False  # its sequences are parts of pictures
     is_joined: bool = False  # its rows are also among those that the last stage reads beside each other
+    window: int = 0  # its sequences are so many rows each; 0: not all alike
+    mean: Program | None = None  # from what it reads to what is added to what it gives
+    divisor: int = 1  # it gives a row for so many
     tap: Program | None = None  # from what it gives to rows that the language model adds behind one of its layers
 
 
@@ -44,7 +48,7 @@ class TowerDefinition:
 
     @property
     def programs(self) -> tuple[Program, ...]:
-        found = [each for stage in self.stages for each in (stage.program, stage.tap)]
+        found = [each for stage in self.stages for each in (stage.program, stage.tap, stage.mean)]
         return tuple(each for each in (*found, self.projection) if each is not None)
 
 
@@ -79,6 +83,8 @@ def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
             stages.append(Stage(ops, is_windowed, tap=tap))
         elif number + 1 < len(spec.layers) and (number + 1 in spec.windowed) != is_windowed:
             stages.append(Stage(_cut(build, residual), is_windowed))
+        if spec.inner is not None and number == spec.inner.behind:
+            stages += [Stage(_cut(build, residual)), *_inner_stages(build, spec.inner, residual)]
     if spec.joined:
         build.cut()
         residual = Buffer("joined", len(spec.joined) * spec.hidden_size)
@@ -110,6 +116,17 @@ def _cut(build: Builder, residual: Buffer) -> Program:
     made = program(build.cut(), residual)
     build.ops.append(GivenRows(out=residual))
     return made
+
+
+def _inner_stages(build: Builder, spec: InnerMerger, residual: Buffer) -> Iterator[Stage]:
+    spec.emit_attention(build, residual)
+    yield Stage(_cut(build, residual), window=spec.count)
+    made = spec.emit_merged(build, residual)
+    merged = program(build.cut(), made)
+    mean = build.buffer(f"{ROOM}.inner.mean", residual.width)
+    ops = [GivenRows(out=residual), MergeRows(out=mean, x=residual, count=spec.count, kind="mean")]
+    build.ops.append(GivenRows(out=residual))
+    yield Stage(merged, mean=program(ops, mean), divisor=spec.count)
 
 
 def _merged_rows(build: Builder, spec: TowerSpec, rows: Buffer) -> Buffer:

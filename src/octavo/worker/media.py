@@ -36,6 +36,7 @@ class MediaEncoder:
                 stage,
                 EncoderRunner(stage.program, ops, device, model.weights),
                 None if stage.tap is None else EncoderRunner(stage.tap, ops, device, model.weights),
+                None if stage.mean is None else EncoderRunner(stage.mean, ops, device, model.weights),
             )
             for stage in tower.stages
         ]
@@ -125,6 +126,8 @@ class MediaEncoder:
         patches, levels = array(item.tensors["patches"]), array(item.tensors["levels"])
         given = array(item.tensors["values"]) if "values" in item.tensors else np.zeros((0, *patches.shape[1:]))
         lens = [patches.shape[1]] * (len(given) + len(patches))
+        if "lens" in item.tensors:  # they are not all alike, and stand one behind the other
+            lens = array(item.tensors["lens"]).tolist()
         flat, front = patches.reshape(-1, patches.shape[2]), given.reshape(-1, patches.shape[2]).astype(np.float32)
         channels = np.repeat(np.arange(3, dtype=np.int32) * 256, flat.shape[1] // 3)
 
@@ -155,16 +158,23 @@ class MediaEncoder:
     ) -> torch.Tensor:
         taps: list[torch.Tensor] = []
         joined: list[torch.Tensor] = []
-        for number, (stage, runner, tap) in enumerate(self._stages):
+        is_whole = True  # rows are those of patches still, with their positions
+        for number, (stage, runner, tap, mean) in enumerate(self._stages):
             is_last = number == len(self._stages) - 1
             if is_last and joined:
                 rows = torch.cat(joined, 1)
+            means = None if mean is None else mean.run(lens, rows=rows).clone()
+            own = array(item.tensors["windows"]).tolist() if stage.is_windowed else lens
             rows = runner.run(
-                array(item.tensors["windows"]).tolist() if stage.is_windowed else lens,
+                [stage.window] * (len(rows) // stage.window) if stage.window else own,
                 rows=rows,
-                positions=positions,
+                positions=positions if is_whole else None,
                 needed=needed if is_last else None,
             ).clone()
+            if means is not None:
+                rows += means
+            if stage.divisor > 1:
+                lens, is_whole = [length // stage.divisor for length in lens], False
             if len(self._stages) > 1:
                 runner.release()
             if number == 0 and self._position_table is not None:

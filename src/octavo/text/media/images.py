@@ -100,6 +100,14 @@ def cubic(x: np.ndarray) -> np.ndarray:
     return share
 
 
+def nearest_places(shares: np.ndarray, count: int) -> np.ndarray:
+    """Of shares float32 of a side, 0 to 1, the lines or columns of a table that has `count`, int64: where each lies. In
+    the rounding of the reference, which is that of float32."""
+    step = 1 / count
+    bounds = (step + step * np.arange(math.ceil((1.0 - step) / step))).astype(np.float32)
+    return np.searchsorted(bounds, shares, side="right")
+
+
 def squared(pixels: np.ndarray, color: Sequence[int]) -> np.ndarray:
     """With bars of a colour, so that it is as high as wide."""
     height, width = pixels.shape[:2]

@@ -10,6 +10,7 @@ from octavo.text.media import images
 from octavo.text.media.idefics3 import Idefics3Processor
 from octavo.text.media.internvl import InternVLProcessor
 from octavo.text.media.llava_next import LlavaNextProcessor
+from octavo.text.media.minicpm_v import SlicingProcessor
 from octavo.text.media.phi3_v import Phi3VProcessor
 from octavo.text.media.pixtral import PixtralProcessor
 from octavo.text.media.processor import MediaProcessor
@@ -217,6 +218,23 @@ def _llava_next(
     )
 
 
+def _minicpm_v_4_6(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    mode = config.get("downsample_mode") or "16x"
+    if settings.get("downsample_mode", mode) != mode:
+        raise CheckpointError(f"The image processor's `downsample_mode` is not {mode!r}, which is the tower's.")
+    tower = {"model_type": "siglip_vision_model", "image_size": 224, **(config.get("vision_config") or {})}
+    return SlicingProcessor(
+        settings,
+        placeholder="<|image_pad|>",
+        placeholder_id=_placeholder_id(config, token_id, "<|image_pad|>"),
+        row_text="<|image_pad|>",
+        merges=1 if mode == "4x" else 2,
+        **_sizes({"vision_config": tower}),
+    )
+
+
 def _phi3_v(
     config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
 ) -> MediaProcessor | None:
@@ -243,6 +261,7 @@ _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "PaliGemmaForConditionalGeneration": _paligemma,
     "LlavaNextForConditionalGeneration": _llava_next,
     "Phi3VForCausalLM": _phi3_v,
+    "MiniCPMV4_6ForConditionalGeneration": _minicpm_v_4_6,
     "Mistral3ForConditionalGeneration": _pixtral,
     "InternVLForConditionalGeneration": _internvl,
 }
