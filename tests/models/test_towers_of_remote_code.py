@@ -12,12 +12,13 @@ import torch
 
 from engine.harness import Engine
 from models.test_towers import IMAGE, Case, pixels
-from octavo.base.errors import InvalidRequest
+from octavo.base.errors import CheckpointError, InvalidRequest
 from octavo.models.registry import model_spec
 from octavo.models.vision import phi3_v
+from octavo.text.media.minicpm_v import SlicingProcessor
 from octavo.text.media.phi3_v import Phi3VProcessor
 from octavo.text.media.table import media_processor
-from support import tiny_phi3_v
+from support import tiny_minicpm_v, tiny_phi3_v
 
 
 class Phi3VCase(Case):
@@ -44,7 +45,32 @@ def phi3_v_case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
         yield Phi3VCase(tmp_path_factory.mktemp("phi3_v"))
 
 
-@pytest.fixture(params=["phi3_v"])
+class MiniCPMVCase(Case):
+    def __init__(self, path: Path, version: str) -> None:
+        self.model = tiny_minicpm_v.TinyMiniCPMV(path, version)
+        self.family = "MiniCPMV"
+        self.path, self.engine = path, Engine(path)
+        self.processor = SlicingProcessor(
+            {"scale_resolution": tiny_minicpm_v.SCALE}, placeholder="(<image>./</image>)", placeholder_id=IMAGE,
+            row_text="<unk>", patch_size=tiny_minicpm_v.PATCH, image_size=tiny_minicpm_v.VISION["image_size"],
+            merges=0, num_queries=tiny_minicpm_v.QUERIES,
+        )  # fmt: skip
+
+    def expected(self, ids: list[int], images: Sequence[np.ndarray]) -> torch.Tensor:
+        return self.model.logits(ids, IMAGE, images).log_softmax(-1)
+
+
+@pytest.fixture(scope="module")
+def minicpm_v_case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return MiniCPMVCase(tmp_path_factory.mktemp("minicpm_v"), "2.6")
+
+
+@pytest.fixture(scope="module")
+def minicpm_v_old_case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return MiniCPMVCase(tmp_path_factory.mktemp("minicpm_v_old"), "2.5")
+
+
+@pytest.fixture(params=["phi3_v", "minicpm_v", "minicpm_v_old"])
 def case(request: pytest.FixtureRequest) -> Case:
     found: Case = request.getfixturevalue(f"{request.param}_case")
     return found
@@ -98,3 +124,29 @@ def test_options_of_phi3_v_that_are_not_implemented_are_named(
     with caplog.at_level("INFO", "octavo.models"):
         assert model_spec(config, "m").tower is None
     assert f"only the text part of the model is served: config: {section}: {key}" in caplog.text
+
+
+@pytest.mark.parametrize("version", ["2.5", "2.6"])
+def test_minicpm_v_stands_in_the_text_as_its_version_says(version: str) -> None:
+    config = {"architectures": ["MiniCPMV"], "version": version, "query_num": 2}
+    processor = media_processor(config, {"norm_mean": [0.5] * 3, "norm_std": [0.5] * 3}, {"<unk>": 0}.get)
+    assert processor is not None and processor.placeholder == "(<image>./</image>)"
+    rows = "<unk><unk>"
+    whole = f"<image>{rows}</image>"
+    few, many = (processor.image(pixels(*size, 0), {}).text for size in ((448, 448), (900, 896)))
+    if version == "2.5":
+        assert few == whole
+        assert many == f"{whole}<slice>{whole}{whole}\n{whole}{whole}</slice>"
+    else:
+        number, own = "<image_id>{n}</image_id>", f"<slice>{rows}</slice>"
+        assert few == number + whole
+        assert many == f"{number}{whole}{own}{own}\n{own}{own}"
+    low = processor.image(pixels(900, 896, 0), {"detail": "low"})
+    assert "<slice>" not in low.text
+    with pytest.raises(InvalidRequest, match="max_slice_nums"):
+        processor.image(pixels(30, 30, 0), {"max_slice_nums": 0})
+
+
+def test_other_versions_of_minicpm_v_are_refused_by_name() -> None:
+    with pytest.raises(CheckpointError, match="version = '4.5'"):
+        model_spec({"architectures": ["MiniCPMV"], "version": "4.5", "hidden_size": 256}, "m")

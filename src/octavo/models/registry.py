@@ -282,6 +282,13 @@ SEEING: Final[dict[str, Seeing]] = {
     ),
     "Mistral3ForConditionalGeneration": Seeing(pixtral.merging_tower, pixtral.HF),
     "InternVLForConditionalGeneration": Seeing(internvl.tower, internvl.HF),
+    "MiniCPMV": Seeing(
+        minicpm_v.tower,
+        minicpm_v.HF,
+        (minicpm_v.SPLIT,),
+        transposed=minicpm_v.TRANSPOSED,
+        text_config=minicpm_v.text_config,
+    ),
     "MiniCPMV4_6ForConditionalGeneration": Seeing(minicpm_v.tower_4_6, minicpm_v.HF_4_6),
     "Phi3VForCausalLM": Seeing(phi3_v.tower, phi3_v.HF, text_config=phi3_v.text_config),
     "PaliGemmaForConditionalGeneration": Seeing(
@@ -302,12 +309,12 @@ _WITH_TEXT: Final = frozenset(
 )  # fmt: skip
 #: What files call the tensors of the text part, and those of the rest.
 _TEXT_RENAMES: Final = (
-    (r"^language_model\.(model|lm_head)\.", r"\1."), (r"^model\.language_model\.", "model."),
+    (r"^(?:language_model|llm)\.(model|lm_head)\.", r"\1."), (r"^model\.language_model\.", "model."),
 )  # fmt: skip
 _NOT_TEXT: Final = (
     r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision|embed_audio)\..*",
     r"(model\.)?image_newline",
-    r"model\.vision_embed_tokens\..*",
+    r"(model\.vision_embed_tokens|vpm|resampler)\..*",
 )
 #: Text parts that are another family's.
 _TEXT_TYPES: Final = {

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from octavo.models.blocks import Layer
     from octavo.models.builder import Builder
     from octavo.models.encoder import EncoderSpec
+    from octavo.models.resampler import ResamplerSpec
     from octavo.ops.operands import Buffer
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors", "longrope", "proportional", "steps"]
@@ -168,6 +169,7 @@ class TowerSpec:
     #: So many layers have changed the rows that stand beside each other in front of the projector; none: those of all.
     joined: tuple[int, ...] = ()
     has_newline: bool = False  # a row of its own, which stands at the end of each line of a picture
+    resampler: ResamplerSpec | None = None  # in the place of the projector
     num_separators: int = 0  # the same of rows in front of the projector, which is then run on rows in their order
     row_scale: float = 1.0  # of what the projector gives, where the language model scales all rows that it reads
     whole_spans: bool = False  # in the language model the rows of a span see all of it

@@ -8,6 +8,7 @@ from typing import Final
 
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix, Param
+from octavo.models.resampler import Resampler, define_resampler
 from octavo.models.spec import DerivedSpec, InnerMerger, ProjectorSpec, TowerSpec
 from octavo.ops.operands import Buffer, Weight
 from octavo.ops.operations import Act, Add, Embed, GivenRows, MergeRows
@@ -44,12 +45,14 @@ class TowerDefinition:
     position_table: Weight | None  # of positions that are interpolated, float32 [num_positions, hidden size]
     newline: Weight | None  # float32 [width of the language model's rows]
     separators: Weight | None  # float32 [their number * width of merged rows]
+    resampler: Resampler | None
     projection: Program | None  # of a model with separators: from merged rows in their order to those of the model
 
     @property
     def programs(self) -> tuple[Program, ...]:
         found = [each for stage in self.stages for each in (stage.program, stage.tap, stage.mean)]
-        return tuple(each for each in (*found, self.projection) if each is not None)
+        found += [self.projection, *(() if self.resampler is None else self.resampler.programs)]
+        return tuple(each for each in found if each is not None)
 
 
 def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
@@ -90,8 +93,10 @@ def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
         residual = Buffer("joined", len(spec.joined) * spec.hidden_size)
         build.ops.append(GivenRows(out=residual))
     output = _merged_rows(build, spec, residual)
-    separators = projection = newline = None
-    if spec.num_separators:
+    separators = projection = newline = resampler = None
+    if spec.resampler is not None:
+        output, resampler = define_resampler(build, spec.resampler, output, width)
+    elif spec.num_separators:
         names = [f"{ROOM}.separators.{number}" for number in range(spec.num_separators)]
         declared = [Matrix(name=name, gguf=name, rows=output.width) for name in names]
         separators = build.vector(declared, f"{ROOM}.separators", "", "bias")
@@ -108,7 +113,8 @@ def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
         )
     stages.append(Stage(program(build.ops, output), len(spec.layers) - 1 in spec.windowed))
     derived = {weight: each for (each, _), weight in build.derived.items()}
-    return TowerDefinition(spec, tuple(stages), tuple(build.params), derived, table, newline, separators, projection)
+    params = tuple(build.params)
+    return TowerDefinition(spec, tuple(stages), params, derived, table, newline, separators, resampler, projection)
 
 
 def _cut(build: Builder, residual: Buffer) -> Program:

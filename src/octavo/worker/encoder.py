@@ -50,18 +50,21 @@ class EncoderRunner:
         key_ends: np.ndarray | None = None,
         positions: np.ndarray | None = None,
         needed: np.ndarray | None = None,
+        key_lens: Sequence[int] | None = None,
     ) -> Tensor:
         """Encode sequences of `lens` rows, T in all, each at least one.
 
         Either `token_ids` int32 [T], on the host, or `rows` [T, width] of the table's type, on the device. `key_ends`
         int32 [T]: see `reference_attention.attention`. `positions` int32 [T], or [parts, T]: of the rows, where they
-        are not 0, 1, ... of each sequence. Returns the program's output of the table's type, [T, width] or that of the
+        are not 0, 1, ... of each sequence. `key_lens`: of each sequence so many first rows are seen, where not all
+        are and no attention is causal. Returns the program's output of the table's type, [T, width] or that of the
         rows `needed`, int64 in rising order: a view, valid until the next run.
         """
         counts = np.array(lens, np.int32)
         total = int(counts.sum())
         assert len(lens) and counts.min() > 0 and (token_ids is None) != (rows is None)
-        batch = self._batch(counts, np.zeros(total, np.int32) if token_ids is None else token_ids, key_ends)
+        ids = np.zeros(total, np.int32) if token_ids is None else token_ids
+        batch = self._batch(counts, ids, key_ends, counts if key_lens is None else np.array(key_lens, np.int32))
         batch.input_rows = rows
         if not self._program.caches:
             batch.cache_groups = []
@@ -93,7 +96,9 @@ class EncoderRunner:
         self._workspace = Workspace(self._runner.program, 0, self._ops.activation_dtype, self._device.torch_device)
         self._scratch, self._num_blocks = [], 0
 
-    def _batch(self, counts: np.ndarray, token_ids: np.ndarray, key_ends: np.ndarray | None) -> InputBatch:
+    def _batch(
+        self, counts: np.ndarray, token_ids: np.ndarray, key_ends: np.ndarray | None, key_lens: np.ndarray
+    ) -> InputBatch:
         starts = np.zeros(len(counts) + 1, np.int32)
         np.cumsum(counts, out=starts[1:])
         positions = np.arange(starts[-1], dtype=np.int32) - np.repeat(starts[:-1], counts)
@@ -101,11 +106,11 @@ class EncoderRunner:
         first_blocks = np.cumsum(blocks) - blocks
         slots = np.repeat(first_blocks * _BLOCK_SIZE, counts).astype(np.int64) + positions
         tables = (first_blocks[:, None] + np.arange(blocks.max())).astype(np.int32)
-        arrays = self._planner.arrays(counts, starts, 0)
+        arrays = self._planner.arrays(key_lens, starts, 0)
         ends = [] if key_ends is None else [key_ends]
         groups = 1 if self._program.caches else 0
         ids, at, slot_mapping, start_loc, lens, block_tables, *others = self._device.upload(
-            token_ids, positions, slots[None][:groups], starts, counts, tables[None][:groups], *ends, *arrays.tensors
+            token_ids, positions, slots[None][:groups], starts, key_lens, tables[None][:groups], *ends, *arrays.tensors
         )
         own_ends = others.pop(0) if ends else None
         plan = self._planner.plan(arrays, others)

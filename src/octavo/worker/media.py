@@ -19,6 +19,7 @@ from octavo.ops.workspace import Workspace
 from octavo.wire.step import MediaPlace, SchedulerOutput
 from octavo.worker.encoder import EncoderRunner
 from octavo.worker.input_batch import HostBatch, InputBatch
+from octavo.worker.resampler import ResamplerRunner
 
 
 class MediaEncoder:
@@ -46,6 +47,9 @@ class MediaEncoder:
         self._projection = None
         if tower.projection is not None:
             self._projection = EncoderRunner(tower.projection, ops, device, model.weights)
+        self._resampler = None
+        if tower.resampler is not None:
+            self._resampler = ResamplerRunner(tower.resampler, ops, device, model.weights)
         self._rows: dict[bytes, torch.Tensor] = {}  # by digest: [rows, width] of the activations' type
 
     def apply(self, plan: SchedulerOutput) -> None:
@@ -104,7 +108,10 @@ class MediaEncoder:
             last, end = first + 1, start + lens[first]
             while last < len(lens) and end - start + lens[last] <= self._most_patches:
                 last, end = last + 1, end + lens[last]
-            parts.append(self._encode(values(start, end), positions[..., start:end], lens[first:last], item))
+            made = self._encode(values(start, end), positions[..., start:end], lens[first:last], item)
+            if self._resampler is not None:
+                made = self._resampler.run(made, lens[first:last], array(item.tensors["places"])[start:end])
+            parts.append(made)
             first, start = last, end
         rows = torch.cat(parts)
         if "order" in item.tensors:

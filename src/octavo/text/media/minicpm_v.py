@@ -20,7 +20,9 @@ _MOST_PATCHES: Final = 4096
 
 class SlicingProcessor:
     """`processor.MediaProcessor`. `image_size`: of the pictures that the learned positions are those of; `merges`: so
-    many times squares of 2 x 2 become one; `placeholder`: the text of a template, `row_text`: of a row."""
+    many times squares of 2 x 2 become one; `num_queries`: rows of each slice, however large; 0: they go by its patches.
+    `placeholder`: the text of a template, `row_text`: of a row. `wraps_slices`: all of them stand between the marks,
+    each as a picture of its own."""
 
     def __init__(
         self,
@@ -32,7 +34,10 @@ class SlicingProcessor:
         patch_size: int,
         image_size: int,
         merges: int,
+        num_queries: int = 0,
+        wraps_slices: bool = False,
     ) -> None:
+        self._num_queries, self._wraps_slices = num_queries, wraps_slices
         self.placeholder, self.placeholder_id, self.row_text = placeholder, placeholder_id, row_text
         self._patch_size, self._num_places = patch_size, image_size // patch_size
         self._merges, self._settings = merges, settings
@@ -61,6 +66,9 @@ class SlicingProcessor:
             "lens": lens,
         }
         rows = (lens // 4**self._merges).tolist()
+        if self._num_queries:
+            rows = [self._num_queries] * len(lens)
+            arrays["places"] = np.concatenate([places for _, places in cut])
         return images.prepared("image", arrays, sum(rows), self._text(rows, columns))
 
     def _slices(self, pixels: np.ndarray, most: int) -> tuple[list[np.ndarray], int]:
@@ -113,16 +121,20 @@ class SlicingProcessor:
 
     def _positions(self, places: np.ndarray) -> np.ndarray:
         count = (places.max(0) + 1).astype(np.float32)
-        line, column = images.nearest_places(places.astype(np.float32) / count, self._num_places).T
+        shares = places.astype(np.float32) / count
+        if self._num_queries:  # of which the reference multiplies, and in float64
+            shares = (places * (1 / count.astype(np.float64))).astype(np.float32)
+        line, column = images.nearest_places(shares, self._num_places).T
         found: np.ndarray = (line * self._num_places + column).astype(np.int32)
         return found
 
     def _text(self, rows: list[int], columns: int) -> str:
         number = f"<image_id>{NUMBER}</image_id>" if self._settings.get("use_image_id", True) else ""
         whole = f"{number}<image>{self.row_text * rows[0]}</image>"
-        slices = [f"<slice>{self.row_text * count}</slice>" for count in rows[1:]]
-        lines = ["".join(slices[at : at + columns]) for at in range(0, len(slices), columns or 1)]
-        return whole + "\n".join(lines)
+        mark = "image" if self._wraps_slices else "slice"
+        slices = [f"<{mark}>{self.row_text * count}</{mark}>" for count in rows[1:]]
+        lines = "\n".join("".join(slices[at : at + columns]) for at in range(0, len(slices), columns or 1))
+        return whole + (f"<slice>{lines}</slice>" if self._wraps_slices and lines else lines)
 
 
 def _nearest(length: float, step: int) -> int:

@@ -235,6 +235,28 @@ def _minicpm_v_4_6(
     )
 
 
+def _minicpm_v(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor | None:
+    row = token_id("<unk>")
+    if row is None:
+        return None
+    is_old = str(config.get("version", "2.5")) == "2.5"
+    usual = {"image_mean": settings.get("norm_mean"), "image_std": settings.get("norm_std"), "use_image_id": not is_old}
+    tower = config.get("vision_config") or {}
+    return SlicingProcessor(
+        {**usual, **settings},
+        placeholder="(<image>./</image>)",
+        placeholder_id=row,
+        row_text="<unk>",
+        patch_size=int(tower.get("patch_size", 14)),
+        image_size=int(tower.get("image_size", 980)),
+        merges=0,
+        num_queries=int(config.get("query_num", 64)),
+        wraps_slices=is_old,
+    )
+
+
 def _phi3_v(
     config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
 ) -> MediaProcessor | None:
@@ -262,6 +284,7 @@ _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "LlavaNextForConditionalGeneration": _llava_next,
     "Phi3VForCausalLM": _phi3_v,
     "MiniCPMV4_6ForConditionalGeneration": _minicpm_v_4_6,
+    "MiniCPMV": _minicpm_v,
     "Mistral3ForConditionalGeneration": _pixtral,
     "InternVLForConditionalGeneration": _internvl,
 }
