@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.harness import Engine
+from models import tower_cases
 from octavo.base.media import MediaItem, PreparedMedia, place_media
 from octavo.base.params import SamplingParams
 from octavo.ops.run import Runner
@@ -49,16 +50,6 @@ QWEN_ANY: dict[str, Any] = {
 TURNS: dict[str, Any] = {
     "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True,
 }  # fmt: skip
-GLM: dict[str, Any] = {
-    "model_type": "glm4v_text",
-    "rope_parameters": {
-        "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 2, 1], "partial_rotary_factor": 0.5,
-    },
-}  # fmt: skip
-GLM_TOWER: dict[str, Any] = {
-    "depth": 2, "hidden_size": 48, "intermediate_size": 80, "num_heads": 3, "patch_size": 4, "out_hidden_size": 64,
-    "image_size": 20,
-}  # fmt: skip
 #: Of a family's text part, beside or in the place of `TEXT`.
 TEXTS: dict[str, dict[str, Any]] = {
     "Qwen2VL": QWEN,
@@ -71,20 +62,7 @@ TEXTS: dict[str, dict[str, Any]] = {
         "model_type": "qwen3_vl_moe_text", "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
         "moe_intermediate_size": 24, "rope_parameters": TURNS,
     },
-    "Glm4v": GLM,
-    "Glm46V": GLM,
-    "Glm4vMoe": {
-        **GLM, "model_type": "glm4v_moe_text", "num_hidden_layers": 2, "n_routed_experts": 4,
-        "num_experts_per_tok": 2, "moe_intermediate_size": 24, "n_group": 1, "topk_group": 1, "head_dim": 16,
-    },
-    "MiniCPMV4_6": {
-        "model_type": "qwen3_5_text", "head_dim": 16, "layer_types": ["linear_attention", "full_attention"],
-        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
-        "rope_parameters": {
-            "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0], "mrope_interleaved": True,
-            "partial_rotary_factor": 0.25,
-        },
-    },
+    **tower_cases.TEXTS,
     "Gemma3": GEMMA,
     "PaliGemma": {"model_type": "gemma", "head_dim": 16},
 }  # fmt: skip
@@ -92,7 +70,6 @@ VISION: dict[str, Any] = {
     "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 16,
     "patch_size": 4,
 }  # fmt: skip
-GLM_SIZE = {"size": {"shortest_edge": 128, "longest_edge": 2048}}
 LLAVA = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
 IDEFICS = {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 16}}
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -149,23 +126,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"vision_config": {**QWEN_ANY, "num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]}},
         {"min_pixels": 64, "max_pixels": 2048, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
     ),
-    "glm4v": ("Glm4v", {"vision_config": GLM_TOWER}, GLM_SIZE),
-    "glm4v-biased": ("Glm4v", {"vision_config": {**GLM_TOWER, "attention_bias": True}}, GLM_SIZE),
-    "glm4v-moe": ("Glm4vMoe", {"vision_config": {**GLM_TOWER, "model_type": "glm4v_moe_vision"}}, GLM_SIZE),
-    "glm4.6v": ("Glm46V", {"vision_config": {**GLM_TOWER, "model_type": "glm4v_vision"}}, GLM_SIZE),
-    "minicpm-v-4.6": (
-        "MiniCPMV4_6",
-        {"vision_config": {**VISION, "image_size": 28, "model_type": "minicpmv4_6_vision"}, "insert_layer_id": 0},
-        {"scale_resolution": 24, "patch_size": 4},
-    ),
-    "minicpm-v-4.6-fine": (
-        "MiniCPMV4_6",
-        {
-            "vision_config": {**VISION, "image_size": 28, "model_type": "minicpmv4_6_vision"},
-            "insert_layer_id": 0, "downsample_mode": "4x",
-        },
-        {"scale_resolution": 24, "patch_size": 4, "downsample_mode": "4x"},
-    ),
+    **tower_cases.CASES,
     "gemma3": (
         "Gemma3",
         {"vision_config": {"model_type": "siglip_vision_model", **VISION}, "mm_tokens_per_image": 4},

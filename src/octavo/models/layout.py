@@ -19,7 +19,7 @@ from torch import Tensor
 from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import Definition
-from octavo.models.params import TensorDecl
+from octavo.models.params import TensorDecl, head_order
 from octavo.models.quantized_checkpoint import QuantizedCheckpoint
 from octavo.quant.packed import QuantizedWeight, as_floats
 
@@ -187,7 +187,7 @@ class Places:
         `count`: its rows, if they are all there are."""
         rows = self._rows(place)
         interleaved = self._layout.interleaved and not self._is_apart(tensor.name)
-        order = _head_order(tensor, interleaved)
+        order = head_order(tensor, interleaved)
         if order is None:
             return rows
         heads = torch.arange(0, count if rows is None else len(rows), tensor.head_dim)
@@ -392,18 +392,3 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _folded(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Of a stack whose experts stand one below the other."""
     return (shape[0] * shape[1], *shape[2:])
-
-
-def _head_order(tensor: TensorDecl, interleaved: bool) -> list[int] | None:
-    """The order of a head's rows in which halves of the whole head are the pairs of the rotation, those that are not
-    rotated behind the others in each half. None: they stand so. Where the rotated rows are not a head's first, halves
-    of them alone are the pairs."""
-    head_dim, rotary_dim, at = tensor.head_dim, tensor.rotary_dim, tensor.rotary_at
-    if not rotary_dim or (rotary_dim in (head_dim, head_dim - at) and not interleaved):
-        return None
-    if at:
-        return [*range(at), *range(at, head_dim, 2), *range(at + 1, head_dim, 2)]
-    rotated, rest = list(range(rotary_dim)), list(range(rotary_dim, head_dim))
-    half, rest_half = rotary_dim // 2, len(rest) // 2
-    first, second = (rotated[::2], rotated[1::2]) if interleaved else (rotated[:half], rotated[half:])
-    return first + rest[:rest_half] + second + rest[rest_half:]

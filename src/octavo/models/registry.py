@@ -272,11 +272,10 @@ SEEING: Final[dict[str, Seeing]] = {
     "Qwen3VLMoeForConditionalGeneration": Seeing(
         qwen3_vl.tower, qwen3_vl.HF, (QKV,), qwen3_vl.text, either_way=qwen3_vl.EXPERTS
     ),
-    "Glm4vForConditionalGeneration": Seeing(glm4v.tower, glm4v.HF, (QKV,), glm4v.text, text_config=glm4v.text_config),
-    "Glm4vMoeForConditionalGeneration": Seeing(
-        glm4v.tower, glm4v.HF, (QKV,), glm4v.text, text_config=glm4v.text_config
+    **dict.fromkeys(
+        ("Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration", "Glm46VForConditionalGeneration"),
+        Seeing(glm4v.tower, glm4v.HF, (QKV,), glm4v.text, text_config=glm4v.text_config),
     ),
-    "Glm46VForConditionalGeneration": Seeing(glm4v.tower, glm4v.HF, (QKV,), glm4v.text, text_config=glm4v.text_config),
     "Gemma3ForConditionalGeneration": Seeing(
         gemma3_vision.tower, gemma3_vision.HF, text=gemma3_vision.text, transposed=gemma3_vision.TRANSPOSED
     ),
