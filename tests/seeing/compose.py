@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,32 +33,40 @@ _TEMPLATE: Final = (
 )
 
 
-def compose(text_model: Path, directory: Path) -> None:
-    """`text_model`: SmolLM2-135M-Instruct as a Hugging Face directory."""
+def compose(
+    text_model: Path,
+    directory: Path,
+    vision: Mapping[str, int] = VISION,
+    scale_factor: int = SCALE_FACTOR,
+    tower: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """`text_model`: SmolLM2-135M-Instruct as a Hugging Face directory. `tower`: tensors of sizes `vision`, in place
+    of those that were trained."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors = load_file(text_model / "model.safetensors")
     embedding = tensors.pop("model.embed_tokens.weight")
     tensors["model.embed_tokens.weight"] = torch.cat((embedding, embedding.new_zeros(len(_MARKS), embedding.shape[1])))
     tensors = {name.replace("model.", "model.text_model.", 1): tensor for name, tensor in tensors.items()}
-    save_file({**tensors, **load_file(TOWER)}, directory / "model.safetensors", {"format": "pt"})
+    tensors |= load_file(TOWER) if tower is None else tower
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     ids = {mark: len(embedding) + i for i, mark in enumerate(_MARKS)}
     _write_tokenizer(text_model, directory, ids)
     text = json.loads((text_model / "config.json").read_text())
     config = {
         "architectures": ["SmolVLMForConditionalGeneration"], "model_type": "smolvlm", "dtype": "bfloat16",
-        "image_token_id": ids["<image>"], "scale_factor": SCALE_FACTOR, "tie_word_embeddings": True,
-        "vision_config": {"model_type": "smolvlm_vision", **VISION},
+        "image_token_id": ids["<image>"], "scale_factor": scale_factor, "tie_word_embeddings": True,
+        "vision_config": {"model_type": "smolvlm_vision", **vision},
         "text_config": {**text, "vocab_size": len(embedding) + len(_MARKS)},
     }  # fmt: skip
     _write(directory / "config.json", config)
-    edge = {"longest_edge": VISION["image_size"]}
+    edge = {"longest_edge": vision["image_size"]}
     image_processor = {
         "image_processor_type": "SmolVLMImageProcessor", "do_convert_rgb": True, "do_resize": True, "size": edge,
         "max_image_size": edge, "do_image_splitting": False, "do_rescale": True, "rescale_factor": 1 / 255,
         "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_pad": True, "resample": 1,
     }  # fmt: skip
     _write(directory / "preprocessor_config.json", image_processor)
-    image_seq_len = (VISION["image_size"] // VISION["patch_size"] // SCALE_FACTOR) ** 2
+    image_seq_len = (vision["image_size"] // vision["patch_size"] // scale_factor) ** 2
     _write(directory / "processor_config.json", {"processor_class": "SmolVLMProcessor", "image_seq_len": image_seq_len})
 
 

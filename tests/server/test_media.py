@@ -123,6 +123,18 @@ def test_several_images_of_several_turns_keep_their_places() -> None:
     assert [tuple(pixels[0, 0]) for pixels in processor.images] == [(255, 0, 0), (0, 0, 255)]  # each of them once
 
 
+def test_what_answers_begin_behind_ends_a_prompt_with_pictures() -> None:
+    class Ending(FakeProcessor):
+        end_ids = (7,)
+
+    server = seeing(processor=Ending())
+    assert ask(server, image_part(RED), words("What?")).status == 200
+    assert text(server) == f"user:[{ROW * 2}]What?\x07"
+    server = seeing(processor=Ending())
+    assert ask(server, words("What?")).status == 200
+    assert text(server) == "user:What?"
+
+
 def test_images_of_equal_bytes_and_other_shapes_are_others() -> None:
     server = seeing()
     assert ask(server, image_part(picture(16, 8)), image_part(picture(8, 16))).status == 200

@@ -348,13 +348,14 @@ class PostNorm:
     attention: Block
     mlp: Block
     norm: NormSpec
+    names: tuple[str, str] = ("post_attention_layernorm", "post_feedforward_layernorm")
 
     def emit(self, build: Builder, residual: Buffer) -> None:
         x = self.attention.emit(build, residual)
-        x = build.norm(x, self.norm, "post_attention_layernorm", "post_attention_norm")
+        x = build.norm(x, self.norm, self.names[0], "post_attention_norm")
         build.ops.append(Add(residual=residual, x=x))
         x = self.mlp.emit(build, residual)
-        x = build.norm(x, self.norm, "post_feedforward_layernorm", "post_ffw_norm")
+        x = build.norm(x, self.norm, self.names[1], "post_ffw_norm")
         build.ops.append(Add(residual=residual, x=x))
 
 

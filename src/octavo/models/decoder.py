@@ -134,7 +134,7 @@ def define(spec: ModelSpec) -> Definition:
     ops, groups = (build.ops, ()) if spec.bidirectional else grouped(build.ops)
     made = Definition(spec, program(ops, output), tuple(build.params), derived, lm_head, groups)
     if spec.tower is not None:
-        tower = define_tower(spec.tower, spec.hidden_size)
+        tower = define_tower(spec.tower, spec.hidden_size, embedding)
         made = replace(made, params=made.params + tower.params, derived=made.derived | tower.derived, tower=tower)
     return made if spec.encoder is None else _with_encoder(made, build)
 

@@ -20,6 +20,7 @@ from octavo.models.families import (
     bart,
     bert,
     bloom,
+    chameleon,
     cohere,
     dbrx,
     deci,
@@ -100,8 +101,21 @@ from octavo.models.mamba import MAMBA2_GGUF, MAMBA_GGUF
 from octavo.models.pooling import causal_name
 from octavo.models.spec import ModelSpec, TowerSpec
 from octavo.models.tower import ROOM
+from octavo.models.vision import (
+    blip2,
+    fuyu,
+    glm4v,
+    idefics3,
+    internvl,
+    llava,
+    minicpm_v,
+    phi3_v,
+    pixtral,
+    qwen2_vl,
+    qwen3_vl,
+)
+from octavo.models.vision import chameleon as chameleon_vision
 from octavo.models.vision import gemma3 as gemma3_vision
-from octavo.models.vision import glm4v, idefics3, internvl, llava, minicpm_v, phi3_v, pixtral, qwen2_vl, qwen3_vl
 from octavo.models.vision.vit import FLATTENED
 
 logger = logging.getLogger("octavo.models")
@@ -194,6 +208,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "BartForConditionalGeneration": Family("bart", bart.spec, bart.HF),
     "MBartForConditionalGeneration": Family("mbart", bart.mbart, bart.HF),
     "WhisperForConditionalGeneration": Family("whisper", whisper.spec, whisper.HF),
+    "ChameleonForConditionalGeneration": Family("chameleon", chameleon.spec, chameleon.HF),
     "BloomForCausalLM": Family("bloom", bloom.spec, bloom.HF, QKV_GGUF),
     "CohereForCausalLM": Family("cohere", cohere.spec, cohere.LAYOUT, cohere.LAYOUT),
     "Cohere2ForCausalLM": Family("cohere2", cohere.spec_2, cohere.LAYOUT, cohere.LAYOUT),
@@ -294,6 +309,9 @@ SEEING: Final[dict[str, Seeing]] = {
         gemma3_vision.paligemma, gemma3_vision.PALIGEMMA_HF, text=gemma3_vision.text
     ),
     "LlavaNextForConditionalGeneration": Seeing(llava.next_tower, llava.HF_NEXT),
+    "FuyuForCausalLM": Seeing(fuyu.tower, fuyu.HF),
+    "ChameleonForConditionalGeneration": Seeing(chameleon_vision.tower, chameleon_vision.HF),
+    "Blip2ForConditionalGeneration": Seeing(blip2.tower, blip2.HF, (QKV,)),
 }
 #: A LLaVA by its name.
 PIXTRAL: Final = Seeing(pixtral.tower, pixtral.HF)
@@ -312,8 +330,10 @@ _TEXT_RENAMES: Final = (
 )  # fmt: skip
 _NOT_TEXT: Final = (
     r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision|embed_audio)\..*",
+    r"(model\.)?(vision_embed_tokens|qformer|language_projection|vqmodel)\..*",
+    r"query_tokens",
     r"(model\.)?image_newline",
-    r"(model\.vision_embed_tokens|vpm|resampler)\..*",
+    r"(vpm|resampler)\..*",
 )
 #: Text parts that are another family's.
 _TEXT_TYPES: Final = {
@@ -335,6 +355,10 @@ _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
         "num_key_value_heads": 8, "hidden_act": "silu",
     },
     "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4},
+    "persimmon": {
+        "vocab_size": 262144, "hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 36,
+        "num_attention_heads": 64,
+    },
     "qwen3_vl_moe_text": {"norm_topk_prob": True},
     "glm4v_text": {"rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0},
     "glm4v_moe_text": {"attention_bias": True, "use_qk_norm": False},
@@ -348,6 +372,8 @@ def text_part(config: dict[str, Any]) -> dict[str, Any] | None:
         names in (["Qwen2VLForConditionalGeneration"], ["Qwen2_5_VLForConditionalGeneration"]) and text is None
     ):  # older files have both parts in one
         text = {key: value for key, value in config.items() if key != "vision_config"} | {"model_type": "qwen2_vl_text"}
+    if text is None and names in (["FuyuForCausalLM"], ["ChameleonForConditionalGeneration"]):
+        text = {**config, "model_type": "persimmon" if names == ["FuyuForCausalLM"] else "chameleon"}
     seeing = SEEING.get(str(names[0])) if isinstance(names, list) and len(names) == 1 else None
     if seeing is not None and seeing.text_config is not None:
         text = seeing.text_config(config)

@@ -139,6 +139,32 @@ class InnerMerger(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueriesSpec:
+    """Learned rows that read a picture's: they see each other, and in layers with cross attention a tower's rows."""
+
+    number: int  # of a picture's
+    hidden_size: int
+    norm: NormSpec  # in front of the layers
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodesSpec:
+    """Convolutions that make of a picture codes: of each place the number of the nearest of some vectors. Rows are the
+    embeddings of the codes' tokens."""
+
+    side: int  # of pictures
+    code_size: int  # of the vectors
+    latent_channels: int
+    base_channels: int
+    multipliers: tuple[int, ...]  # of the channels of each level; a level is half as high and wide as the one before
+    num_blocks: int  # of each level
+    attended: frozenset[int]  # levels whose blocks have an attention behind them
+    attends_last: bool  # behind the last level
+    token_ids: tuple[int, ...]  # of each code
+
+
+@dataclass(frozen=True, kw_only=True)
 class TowerSpec:
     """What makes rows of the language model of pictures: patches -> layers that see all of a picture -> projector.
 
@@ -149,6 +175,7 @@ class TowerSpec:
     hidden_size: int
     num_positions: int  # of the table; that of the class token is the first. 0: there is none
     layers: tuple[Layer, ...]
+    channels_last: bool = False  # a patch's values are by line, column and channel; else by channel, line and column
     has_class_token: bool = False  # in front of the patches of each picture
     keeps_class: bool = False  # its row is the first of a picture's
     patch_bias: bool = True
@@ -161,6 +188,9 @@ class TowerSpec:
     merge_kind: MergeKind = "rows"
     projector: ProjectorSpec = ProjectorSpec()
     own_projector: Projector | None = None  # in its place
+    queries: QueriesSpec | None = None  # what they read is projected; None: its rows are
+    codes: CodesSpec | None = None  # in the place of all layers
+    is_projected: bool = True  # else there is no projector: its rows are the language model's
     is_interpolated: bool = False  # positions lie between rows of the table, which are mixed
     windowed: frozenset[int] = frozenset()  # layers whose rows see those of their part of the picture alone
     #: Layers whose rows, behind a projector each, are added to the language model's behind its first layers.

@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from octavo.models.builder import Builder
+from octavo.models.codes import CodesDefinition, define_codes
 from octavo.models.params import Matrix, Param
 from octavo.models.resampler import Resampler, define_resampler
-from octavo.models.spec import DerivedSpec, InnerMerger, ProjectorSpec, TowerSpec
+from octavo.models.spec import DerivedSpec, InnerMerger, ProjectorSpec, QueriesSpec, TowerSpec
 from octavo.ops.operands import Buffer, Weight
-from octavo.ops.operations import Act, Add, Embed, GivenRows, MergeRows
+from octavo.ops.operations import Act, Add, CacheOp, Embed, GivenRows, MergeRows
 from octavo.ops.program import Program, program
 
 #: Where the names of a tower's tensors begin, behind the renames of a layout.
 ROOM: Final = "tower"
+CODES: Final = f"{ROOM}.codes"
 #: Of towers that have rotations and no table of positions.
 MAX_PATCHES_A_SIDE: Final = 4096
 
@@ -34,6 +36,15 @@ class Stage:
 
 
 @dataclass(frozen=True, eq=False)
+class QueriesDefinition:
+    """`keys`: from the rows of the last stage to the caches that `program` reads as those of an encoder. `program`: to
+    rows of the language model, of sequences of which a picture has one."""
+
+    keys: Program
+    program: Program
+
+
+@dataclass(frozen=True, eq=False)
 class TowerDefinition:
     """A tower before its weights are there. Its sequences are pictures, all of whose rows see each other, but for
     stages of windows."""
@@ -44,20 +55,30 @@ class TowerDefinition:
     derived: dict[Weight, DerivedSpec]
     position_table: Weight | None  # of positions that are interpolated, float32 [num_positions, hidden size]
     newline: Weight | None  # float32 [width of the language model's rows]
-    separators: Weight | None  # float32 [their number * width of merged rows]
-    resampler: Resampler | None
-    projection: Program | None  # of a model with separators: from merged rows in their order to those of the model
+    separators: Weight | None = None  # float32 [their number * width of merged rows]
+    projection: Program | None = None  # of a model with separators: from merged rows in order to those of the model
+    resampler: Resampler | None = None
+    queries: QueriesDefinition | None = None
+    codes: CodesDefinition | None = None
 
     @property
     def programs(self) -> tuple[Program, ...]:
         found = [each for stage in self.stages for each in (stage.program, stage.tap, stage.mean)]
         found += [self.projection, *(() if self.resampler is None else self.resampler.programs)]
+        if self.queries is not None:
+            found += [self.queries.keys, self.queries.program]
+        if self.codes is not None:
+            found.append(self.codes.program)
         return tuple(each for each in found if each is not None)
 
 
-def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
-    """`width`: of the language model's rows. Raises ProgramError if the blocks of a family do not fit together."""
+def define_tower(spec: TowerSpec, width: int, embedding: Weight) -> TowerDefinition:
+    """`width`: of the language model's rows; `embedding`: its table. Raises ProgramError if the blocks of a family do
+    not fit together."""
     build = Builder(spec.num_positions or MAX_PATCHES_A_SIDE, f"{ROOM}.layers", "v.blk", keeps=False)
+    if spec.codes is not None:
+        codes = define_codes(build, CODES, spec.codes, embedding)
+        return TowerDefinition(spec, (), tuple(build.params), {}, None, None, codes=codes)
     patches = Buffer("patches", spec.patch_values)
     build.ops.append(GivenRows(out=patches))
     has_bias = spec.patch_bias and not spec.has_class_token
@@ -65,7 +86,8 @@ def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
     residual = build.linear(patches, f"{ROOM}.patches", [matrix], None)
     if spec.patch_norm is not None:
         build.norm_in_place(residual, spec.patch_norm, f"{ROOM}.patch_norm", "v.norm_embd")
-    stages, table = [], None
+    stages: list[Stage] = []
+    table = None
     if spec.is_interpolated:
         table = build.table(f"{ROOM}.positions", "v.position_embd", (spec.num_positions, spec.hidden_size))
         stages.append(Stage(_cut(build, residual)))
@@ -73,21 +95,7 @@ def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
         _add_positions(build, spec, residual)
     if spec.pre_norm is not None:
         build.norm_in_place(residual, spec.pre_norm, f"{ROOM}.pre_norm", "v.pre_ln")
-    for number, layer in enumerate(spec.layers):
-        build.layer(number)
-        layer.emit(build, residual)
-        build.top()
-        is_windowed = number in spec.windowed
-        if number + 1 in spec.joined:
-            stages.append(Stage(_cut(build, residual), is_windowed, is_joined=True))
-        elif number in spec.taps:
-            ops = _cut(build, residual)
-            tap = _tap(build, spec, residual, width, spec.taps.index(number))
-            stages.append(Stage(ops, is_windowed, tap=tap))
-        elif number + 1 < len(spec.layers) and (number + 1 in spec.windowed) != is_windowed:
-            stages.append(Stage(_cut(build, residual), is_windowed))
-        if spec.inner is not None and number == spec.inner.behind:
-            stages += [Stage(_cut(build, residual)), *_inner_stages(build, spec.inner, residual)]
+    stages += _layer_stages(build, spec, residual, width)
     if spec.joined:
         build.cut()
         residual = Buffer("joined", len(spec.joined) * spec.hidden_size)
@@ -112,9 +120,55 @@ def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
             [Matrix(name=f"{ROOM}.newline", gguf="model.image_newline", rows=width)], f"{ROOM}.newline", "", "bias"
         )
     stages.append(Stage(program(build.ops, output), len(spec.layers) - 1 in spec.windowed))
-    derived = {weight: each for (each, _), weight in build.derived.items()}
-    params = tuple(build.params)
-    return TowerDefinition(spec, tuple(stages), params, derived, table, newline, separators, resampler, projection)
+    builders, queries = [build], None
+    if spec.queries is not None:
+        builders.append(Builder(spec.queries.number, f"{ROOM}.queries.layers", "v.queries.blk", keeps=False))
+        queries = _define_queries(builders[-1], spec, spec.queries, width)
+    derived = {weight: each for builder in builders for (each, _), weight in builder.derived.items()}
+    params = tuple(param for builder in builders for param in builder.params)
+    return TowerDefinition(
+        spec, tuple(stages), params, derived, table, newline, separators, projection, resampler, queries
+    )
+
+
+def _layer_stages(build: Builder, spec: TowerSpec, residual: Buffer, width: int) -> Iterator[Stage]:
+    """All layers; what is behind the last stage is left to the next one."""
+    for number, layer in enumerate(spec.layers):
+        build.layer(number)
+        layer.emit(build, residual)
+        build.top()
+        is_windowed = number in spec.windowed
+        if number + 1 in spec.joined:
+            yield Stage(_cut(build, residual), is_windowed, is_joined=True)
+        elif number in spec.taps:
+            ops = _cut(build, residual)
+            tap = _tap(build, spec, residual, width, spec.taps.index(number))
+            yield Stage(ops, is_windowed, tap=tap)
+        elif number + 1 < len(spec.layers) and (number + 1 in spec.windowed) != is_windowed:
+            yield Stage(_cut(build, residual), is_windowed)
+        if spec.inner is not None and number == spec.inner.behind:
+            yield Stage(_cut(build, residual))
+            yield from _inner_stages(build, spec.inner, residual)
+
+
+def _define_queries(build: Builder, tower: TowerSpec, spec: QueriesSpec, width: int) -> QueriesDefinition:
+    build.encoder_rows = Buffer("picture", tower.hidden_size)
+    name = f"{ROOM}.queries.table"
+    table = Matrix(name=name, gguf="v.queries", rows=spec.number)
+    weight = build.matrices(name, [table], spec.hidden_size, None, "embedding")
+    rows = build.buffer("queries", spec.hidden_size)
+    build.ops.append(Embed(out=rows, weight=weight, index="positions"))
+    residual = build.norm(rows, spec.norm, f"{ROOM}.queries.norm", "v.queries_norm")
+    for number, layer in enumerate(spec.layers):
+        build.layer(number)
+        layer.emit(build, residual)
+    build.top()
+    output = _projected(build, tower.projector, residual, width, f"{ROOM}.projector", spec.hidden_size)
+    ops = [
+        replace(op, cache=replace(op.cache, group=1)) if isinstance(op, CacheOp) and op.cache.of_encoder else op
+        for op in build.ops
+    ]
+    return QueriesDefinition(program(build.crossing, build.encoder_rows), program(ops, output))
 
 
 def _cut(build: Builder, residual: Buffer) -> Program:
@@ -144,6 +198,8 @@ def _merged_rows(build: Builder, spec: TowerSpec, rows: Buffer) -> Buffer:
 
 def _head(build: Builder, spec: TowerSpec, rows: Buffer, width: int) -> Buffer:
     """What makes rows of the language model of those that were merged."""
+    if spec.queries is not None or not spec.is_projected:
+        return rows
     if spec.own_projector is not None:
         return spec.own_projector.emit(build, rows, width, f"{ROOM}.projector")
     return _projected(build, spec.projector, rows, width, f"{ROOM}.projector", spec.hidden_size)

@@ -114,7 +114,11 @@ class MediaReader:
         placeholders = {"image": (processor.placeholder, processor.placeholder_id)}
         if self._sounds is not None:
             placeholders["audio"] = (self._sounds.audio_placeholder, self._sounds.audio_placeholder_id)
-        self.text = MediaText(placeholders, brings_bos=getattr(processor, "brings_bos", False))
+        self.text = MediaText(
+            placeholders,
+            brings_bos=getattr(processor, "brings_bos", False),
+            end_ids=getattr(processor, "end_ids", ()),
+        )
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -22,10 +22,14 @@ class Mark:
 class MediaText:
     """What stands for media in the prompts of one model."""
 
-    def __init__(self, placeholders: Mapping[str, tuple[str, int]], *, brings_bos: bool = False) -> None:
+    def __init__(
+        self, placeholders: Mapping[str, tuple[str, int]], *, brings_bos: bool = False, end_ids: Sequence[int] = ()
+    ) -> None:
         """`placeholders`: kind -> what stands for a medium in a template's text, and the token of each of its rows.
-        `brings_bos`: the text of a medium has the token that prompts begin with."""
+        `brings_bos`: the text of a medium has the token that prompts begin with: media stand in front. `end_ids`: what
+        a prompt with media ends with, when an answer is to begin."""
         self.brings_bos = brings_bos
+        self.end_ids = list(end_ids)
         self.placeholders = {kind: text for kind, (text, _) in placeholders.items()}
         self._ids = {kind: token for kind, (_, token) in placeholders.items()}
         by_length = sorted(self.placeholders.items(), key=lambda item: len(item[1]), reverse=True)
@@ -34,10 +38,14 @@ class MediaText:
     def expanded(self, text: str, marks: Sequence[Mark], param: str) -> str:
         """The text of a prompt with what stands for each medium in place of its placeholder.
 
-        Raises `InvalidRequest` where there are more placeholders than media, or fewer.
+        Raises `InvalidRequest` where there are more placeholders than media, or fewer; but a text with none has its
+        media in front, where they stand there anyway.
         """
         waiting = {kind: _texts(marks, kind) for kind in self.placeholders}
         found = Counter(place.lastgroup for place in self._pattern.finditer(text))
+        if self.brings_bos and not found:
+            text = "".join(self.placeholders[mark.kind] for mark in marks) + text
+            found = Counter(place.lastgroup for place in self._pattern.finditer(text))
         for kind, placeholder in self.placeholders.items():
             if found[kind] != len(waiting[kind]):
                 raise InvalidRequest(

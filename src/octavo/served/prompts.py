@@ -142,16 +142,22 @@ class PromptMaker:
 
         def render() -> Prompt:
             text = self._renderer.chat_text(messages, **options)
-            return self._tokenized(text, item.add_special_tokens, marks, param)
+            answers = item.add_generation_prompt and not item.continue_final_message
+            return self._tokenized(text, item.add_special_tokens, marks, param, answers)
 
         size = _num_chars(messages) + _num_chars(options) - len(item.chat_template or "") + _num_media_chars(marks)
         return await self._run(size, render, param, is_slow=item.chat_template is not None)
 
-    def _tokenized(self, text: str, add_special_tokens: bool, marks: Sequence[Mark], param: str) -> Prompt:
+    def _tokenized(
+        self, text: str, add_special_tokens: bool, marks: Sequence[Mark], param: str, answers: bool = True
+    ) -> Prompt:
+        """`answers`: an answer is to begin behind it."""
         if not marks or self._media is None:
             return Prompt(self._renderer.render_text(text, add_special_tokens), text, param)
         adds = add_special_tokens and not self._media.text.brings_bos
         ids = self._renderer.render_text(self._media.text.expanded(text, marks, param), adds)
+        if answers:
+            ids = ids + self._media.text.end_ids
         return Prompt(ids, text, param, media=self._media.text.placed(ids, marks, param))
 
     def _check_template(self, chat_template: str | None) -> None:

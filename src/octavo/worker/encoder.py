@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from torch import Tensor
 
 from octavo.device.base import Device
+from octavo.ops.operands import Cache
 from octavo.ops.program import Program
 from octavo.ops.step import attention_planners
 from octavo.ops.table import Ops, cache_shapes
@@ -24,18 +26,32 @@ from octavo.worker.input_batch import InputBatch
 _BLOCK_SIZE: Final = 64
 
 
+@dataclass(frozen=True)
+class Written:
+    """Keys and values of sequences, as a program has written them."""
+
+    caches: list[tuple[Tensor, ...]]
+    counts: np.ndarray  # int32 [S]: rows of each sequence
+    lens: Tensor  # the same on the device
+    block_tables: Tensor  # int32 [1, S, blocks]
+
+
 class EncoderRunner:
     """One program with its weights; not to be used by two threads at once. Buffers grow when a step is larger than any
     before, and a row's result depends neither on the sequences beside its own nor on their order."""
 
     def __init__(self, program: Program, ops: Ops, device: Device, weights: Mapping[str, Any]) -> None:
         """`weights`: what was packed, by the names of the program's weights."""
-        assert all(cache.group == 0 and not cache.of_encoder for cache in program.caches)
+        #: Caches of its own, in front of those that it sees as another's.
+        self._own_caches = [cache for cache in program.caches if not (cache.of_encoder and cache.group)]
+        assert all(cache.group == 0 for cache in self._own_caches)
+        assert list(program.caches[: len(self._own_caches)]) == self._own_caches
         self._program = program
         self._ops = ops
         self._device = device
         self._runner = ops.program_runner(ops, program, weights)
         shapes = tuple(dict.fromkeys(cache.heads for cache in program.caches))
+        self._written: Written | None = None
         self._planner = attention_planners(ops.attention_planner, shapes, device.torch_device, ops.activation_dtype)
         self._workspace = Workspace(self._runner.program, 0, ops.activation_dtype, device.torch_device)
         self._scratch: list[tuple[Tensor, ...]] = []
@@ -51,14 +67,16 @@ class EncoderRunner:
         positions: np.ndarray | None = None,
         needed: np.ndarray | None = None,
         key_lens: Sequence[int] | None = None,
+        seen: Written | None = None,
     ) -> Tensor:
         """Encode sequences of `lens` rows, T in all, each at least one.
 
         Either `token_ids` int32 [T], on the host, or `rows` [T, width] of the table's type, on the device. `key_ends`
         int32 [T]: see `reference_attention.attention`. `positions` int32 [T], or [parts, T]: of the rows, where they
         are not 0, 1, ... of each sequence. `key_lens`: of each sequence so many first rows are seen, where not all
-        are and no attention is causal. Returns the program's output of the table's type, [T, width] or that of the
-        rows `needed`, int64 in rising order: a view, valid until the next run.
+        are and no attention is causal. `seen`: of a program that sees another's rows, whose sequences are as many.
+        Returns the program's output of the table's type, [T, width] or that of the rows `needed`, int64 in rising
+        order: a view, valid until the next run.
         """
         counts = np.array(lens, np.int32)
         total = int(counts.sum())
@@ -66,8 +84,10 @@ class EncoderRunner:
         ids = np.zeros(total, np.int32) if token_ids is None else token_ids
         batch = self._batch(counts, ids, key_ends, counts if key_lens is None else np.array(key_lens, np.int32))
         batch.input_rows = rows
-        if not self._program.caches:
+        if not self._own_caches:
             batch.cache_groups = []
+        if seen is not None:
+            self._see(batch, seen, counts)
         if positions is not None:
             (given,) = self._device.upload(positions)
             if positions.ndim > 1:
@@ -76,14 +96,29 @@ class EncoderRunner:
                 batch.positions = given
         kept = None if needed is None else self._device.upload(needed)[0]
         self._reserve(total, int(self._blocks(counts).sum()))
-        output: Tensor = self._runner.run(self._workspace, batch, self._scratch, kept)
+        caches = self._scratch if seen is None else [*self._scratch, *seen.caches]
+        output: Tensor = self._runner.run(self._workspace, batch, caches, kept)
+        self._written = Written(self._scratch, counts, batch.seq_lens, batch.block_tables)
         return output
+
+    @property
+    def written(self) -> Written:
+        """What the last run has left in the caches, valid until the next."""
+        assert self._written is not None, "nothing has run"
+        return self._written
+
+    def _see(self, batch: InputBatch, seen: Written, counts: np.ndarray) -> None:
+        starts = np.zeros(len(counts) + 1, np.int32)
+        np.cumsum(counts, out=starts[1:])
+        arrays = self._planner.arrays(seen.counts, starts, 0)
+        plan = self._planner.plan(arrays, self._device.upload(*arrays.tensors) if arrays.tensors else [])
+        batch.add_encoder(seen.lens, seen.block_tables, plan)
 
     @staticmethod
     def scratch_bytes(program: Program, ops: Ops, num_rows: int, num_seqs: int) -> int:
         """What the scratch cache takes in a step of so many rows of so many sequences."""
         num_blocks = num_rows // _BLOCK_SIZE + num_seqs
-        values = sum(math.prod(shape) for shapes in _cache_shapes(program, ops, num_blocks) for shape in shapes)
+        values = sum(math.prod(shape) for shapes in _cache_shapes(program.caches, ops, num_blocks) for shape in shapes)
         return values * ops.activation_dtype.itemsize
 
     @staticmethod
@@ -94,7 +129,7 @@ class EncoderRunner:
     def release(self) -> None:
         """Give back the memory of buffers: another part of the same model is next."""
         self._workspace = Workspace(self._runner.program, 0, self._ops.activation_dtype, self._device.torch_device)
-        self._scratch, self._num_blocks = [], 0
+        self._scratch, self._num_blocks, self._written = [], 0, None
 
     def _batch(
         self, counts: np.ndarray, token_ids: np.ndarray, key_ends: np.ndarray | None, key_lens: np.ndarray
@@ -108,7 +143,7 @@ class EncoderRunner:
         tables = (first_blocks[:, None] + np.arange(blocks.max())).astype(np.int32)
         arrays = self._planner.arrays(key_lens, starts, 0)
         ends = [] if key_ends is None else [key_ends]
-        groups = 1 if self._program.caches else 0
+        groups = 1 if self._own_caches else 0
         ids, at, slot_mapping, start_loc, lens, block_tables, *others = self._device.upload(
             token_ids, positions, slots[None][:groups], starts, key_lens, tables[None][:groups], *ends, *arrays.tensors
         )
@@ -125,10 +160,10 @@ class EncoderRunner:
             # Zeros, so that what lies behind a sequence's end is finite.
             self._scratch = [
                 tuple(self._device.zeros(shape, self._ops.activation_dtype) for shape in shapes)
-                for shapes in _cache_shapes(self._program, self._ops, num_blocks)
+                for shapes in _cache_shapes(self._own_caches, self._ops, num_blocks)
             ]
             self._num_blocks = num_blocks
 
 
-def _cache_shapes(program: Program, ops: Ops, num_blocks: int) -> list[tuple[tuple[int, ...], ...]]:
-    return [cache_shapes(ops, cache.heads, num_blocks, _BLOCK_SIZE) for cache in program.caches]
+def _cache_shapes(caches: Sequence[Cache], ops: Ops, num_blocks: int) -> list[tuple[tuple[int, ...], ...]]:
+    return [cache_shapes(ops, cache.heads, num_blocks, _BLOCK_SIZE) for cache in caches]

@@ -17,6 +17,7 @@ from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
 from octavo.ops.workspace import Workspace
 from octavo.wire.step import MediaPlace, SchedulerOutput
+from octavo.worker.codes import CodeEncoder, codes_bytes
 from octavo.worker.encoder import EncoderRunner
 from octavo.worker.input_batch import HostBatch, InputBatch
 from octavo.worker.resampler import ResamplerRunner
@@ -41,6 +42,15 @@ class MediaEncoder:
             )
             for stage in tower.stages
         ]
+        self._queries: tuple[EncoderRunner, EncoderRunner] | None = None
+        if (queries := tower.queries) is not None:
+            self._queries = (
+                EncoderRunner(queries.keys, ops, device, model.weights),
+                EncoderRunner(queries.program, ops, device, model.weights),
+            )
+        self._codes = None
+        if tower.spec.codes is not None and tower.codes is not None:
+            self._codes = CodeEncoder(tower.spec.codes, tower.codes, ops, device, model.weights)
         self._position_table = None if tower.position_table is None else model.weights[tower.position_table.name]
         self._newline = None if tower.newline is None else model.weights[tower.newline.name]
         self._separators = None if tower.separators is None else model.weights[tower.separators.name]
@@ -146,6 +156,11 @@ class MediaEncoder:
 
     def _encode(self, values: np.ndarray, positions: np.ndarray, lens: list[int], item: MediaItem) -> torch.Tensor:
         """`values` float32 [P, values] of sequences of `lens` patches; `positions` int32 [P], or [parts, P]."""
+        if self._spec.channels_last:
+            values = values.reshape(len(values), 3, -1).swapaxes(1, 2).reshape(values.shape)
+        if self._codes is not None:
+            side = self._codes.side
+            return self._codes.run(values.reshape(-1, 3, side, side))
         if self._spec.frames > 1:  # a picture stands still
             still = values.reshape(len(values), 3, 1, -1)
             values = np.repeat(still, self._spec.frames, 2)
@@ -157,7 +172,8 @@ class MediaEncoder:
             if not self._spec.keeps_class:
                 needed = np.delete(np.arange(len(values), dtype=np.int64), starts + np.arange(len(starts)))
         (rows,) = self._device.upload(np.ascontiguousarray(values.reshape(-1, self._spec.patch_values)))
-        positions = np.ascontiguousarray(positions, np.int32)
+        # A copy, since torch warns of arrays that it could not write to.
+        positions = np.array(positions, np.int32, order="C")
         return self._through_stages(rows.to(self._dtype), lens, positions, needed, item)
 
     def _through_stages(
@@ -191,7 +207,20 @@ class MediaEncoder:
             if tap is not None:
                 taps.append(tap.run(lens, rows=rows).clone())
                 tap.release()
+        if self._queries is not None:
+            rows = self._read(rows, lens)
         return torch.cat((rows, *taps), 1) if taps else rows
+
+    def _read(self, rows: torch.Tensor, lens: list[int]) -> torch.Tensor:
+        """What the learned queries of each picture see in its rows."""
+        assert self._queries is not None and self._spec.queries is not None
+        keys, queries = self._queries
+        keys.run(lens, rows=rows)
+        counts = [self._spec.queries.number] * len(lens)
+        found = queries.run(counts, token_ids=np.zeros(sum(counts), np.int32), seen=keys.written).clone()
+        for each in self._queries:
+            each.release()
+        return found
 
     def _mixed_positions(self, item: MediaItem, table: torch.Tensor) -> torch.Tensor:
         """float32 [patches, hidden size]: of the table's rows `corners` int32 [n, patches] so much as `shares` says."""
@@ -221,7 +250,10 @@ def media_bytes(definition: Definition, ops: Ops, num_patches: int, num_rows: in
     meta = torch.device("meta")
     buffers = max(Workspace(each, patches, ops.activation_dtype, meta).num_bytes for each in tower.programs)
     scratch = max(EncoderRunner.scratch_bytes(each, ops, patches, 1) for each in tower.programs)
-    inputs = patches * tower.spec.patch_values * torch.float32.itemsize
+    if tower.spec.codes is None:
+        inputs = patches * tower.spec.patch_values * torch.float32.itemsize
+    else:
+        inputs = codes_bytes(tower.spec.codes)
     width = definition.spec.hidden_size * (1 + len(tower.spec.taps))
     return buffers + scratch + inputs + num_rows * width * itemsize
 

@@ -1,4 +1,4 @@
-"""CLIP's and SigLIP's vision transformers: layer norms and biases, all patches see each other."""
+"""Vision transformers of CLIP, SigLIP and BLIP-2: layer norms and biases, all patches see each other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from octavo.models.blocks import MLP, Attention, Sequential
 from octavo.models.common import read_activation
 from octavo.models.config_reader import MAX_HEAD_DIM, MAX_LAYERS, ConfigReader
 from octavo.models.spec import NormSpec, ProjectorSpec, TowerSpec
-from octavo.models.tower import ROOM
+from octavo.models.tower import CODES, ROOM
 from octavo.ops.operands import Heads
 
 #: Values that configurations leave out, since they are transformers' defaults.
@@ -25,6 +25,10 @@ DEFAULTS: Final[Mapping[str, dict[str, Any]]] = {
     "idefics3_vision": {
         "hidden_size": 1152, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 16,
         "image_size": 224, "patch_size": 32, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
+    },
+    "blip_2_vision_model": {
+        "hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39, "num_attention_heads": 16,
+        "image_size": 224, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6,
     },
 }  # fmt: skip
 
@@ -43,7 +47,7 @@ RENAMES: Final = (
     (rf"^({ROOM}\.layers\.\d+\.mlp\.)fc1\.", r"\1up_proj."),
     (rf"^({ROOM}\.layers\.\d+\.mlp\.)fc2\.", r"\1down_proj."),
 )
-FLATTENED: Final = rf"{ROOM}\.(patches|projector\.merger)\.weight"
+FLATTENED: Final = rf"{ROOM}\.(patches|projector\.merger)\.weight|{CODES}\..*\.weight"
 _NEVER_READ: Final = (rf"{ROOM}\.embeddings\.position_ids", rf"{ROOM}\.head\..*")
 
 
@@ -71,10 +75,13 @@ def vit(
     heads = Heads(num_heads=count, num_kv_heads=count, head_dim=head_dim)
     layer = Sequential(
         norm=norm,
-        attention=Attention(heads=heads, scale=head_dim**-0.5, bias=True, o_bias=True, causal=False),
+        attention=Attention(
+            heads=heads, scale=head_dim**-0.5, bias=config.flag("qkv_bias", True), o_bias=True, causal=False
+        ),
         mlp=MLP(size=config.integer("intermediate_size"), activation=read_activation(config), bias=True),
     )
-    has_class = kind == "clip_vision_model"
+    is_clip = kind == "clip_vision_model"
+    has_class = is_clip or kind == "blip_2_vision_model"
     patch, image = config.integer("patch_size"), config.integer("image_size")
     total = config.integer("num_hidden_layers", high=MAX_LAYERS)
     used = total if num_layers is None else num_layers
@@ -85,8 +92,8 @@ def vit(
         layers=(layer,) * used,
         has_class_token=has_class,
         keeps_class=has_class and keeps_class,
-        patch_bias=not has_class,
-        pre_norm=norm if has_class else None,
+        patch_bias=not is_clip,
+        pre_norm=norm if is_clip else None,
         post_norm=norm if has_post_norm else None,
         merge=merge,
         projector=projector,

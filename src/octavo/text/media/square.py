@@ -1,4 +1,4 @@
-"""LLaVA, Gemma 3: a picture is brought to the one size of its tower, each patch or square of patches is a row."""
+"""LLaVA, Gemma 3, BLIP-2: a picture is brought to the one size of its tower, and has as many rows as any other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class SquareProcessor:
 
     `merge`: so many patches along a side are one row. `row_text`: what stands for a row, if not the placeholder;
     `around`: what stands before and behind them. `brings_bos`: the token that texts begin with is a part of that, and
-    stands nowhere else.
+    stands nowhere else. `num_rows`: of a picture, whatever its patches. `end_id`: of the token
+    that an answer begins behind.
     """
 
     def __init__(
@@ -35,10 +36,13 @@ class SquareProcessor:
         row_text: str | None = None,
         around: tuple[str, str] = ("", ""),
         brings_bos: bool = False,
+        num_rows: int | None = None,
+        end_id: int | None = None,
     ) -> None:
         self.placeholder = placeholder
         self.row_text = row_text or placeholder
         self.brings_bos = brings_bos
+        self.end_ids = () if end_id is None else (end_id,)
         self._around, self._merge = around, merge
         self.placeholder_id = placeholder_id
         self._settings = settings
@@ -50,7 +54,8 @@ class SquareProcessor:
                 f"The image processor makes pictures of {self._height} x {self._width}, and the tower sees "
                 f"{image_size} x {image_size}."
             )
-        self._num_rows = (image_size // patch_size // merge) ** 2 + has_class_row
+        own = (image_size // patch_size // merge) ** 2 + has_class_row
+        self._num_rows = own if num_rows is None else num_rows
 
     @property
     def _cuts(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from octavo.base.errors import CheckpointError
 from octavo.text.media import images
+from octavo.text.media.fuyu import FuyuProcessor
 from octavo.text.media.idefics3 import Idefics3Processor
 from octavo.text.media.internvl import InternVLProcessor
 from octavo.text.media.llava_next import LlavaNextProcessor
@@ -53,6 +54,10 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     tower = config.get("vision_config") or {}
     image, patch = _TOWERS.get(str(tower.get("model_type")), (224, 32))
     return {"image_size": int(tower.get("image_size", image)), "patch_size": int(tower.get("patch_size", patch))}
+
+
+def _side(found: Any) -> int:
+    return int(found[0] if isinstance(found, list) else found)
 
 
 def _placeholder_id(config: Mapping[str, Any], token_id: Callable[[str], int | None], text: str) -> int:
@@ -191,10 +196,7 @@ def _internvl(
     config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
 ) -> MediaProcessor:
     tower = config.get("vision_config") or {}
-    image, patch = (
-        int(found[0] if isinstance(found, list) else found)
-        for found in (tower.get("image_size", 448), tower.get("patch_size", 14))
-    )
+    image, patch = (_side(tower.get(key, usual)) for key, usual in (("image_size", 448), ("patch_size", 14)))
     return InternVLProcessor(
         settings,
         placeholder_id=_placeholder_id(config, token_id, InternVLProcessor.placeholder),
@@ -268,6 +270,60 @@ def _phi3_v(
     )
 
 
+def _blip2(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    tower = config.get("vision_config") or {}
+    image, patch = (_side(tower.get(key, usual)) for key, usual in (("image_size", 224), ("patch_size", 14)))
+    placeholder_id = _placeholder_id(config, token_id, "<image>")
+    if placeholder_id < 0:
+        raise CheckpointError("config.json has no `image_token_index`, and the tokenizer no token `<image>`.")
+    usual = {"do_center_crop": False, "size": {"height": image, "width": image}}
+    return SquareProcessor(
+        {**usual, **{key: value for key, value in settings.items() if value is not None}, "do_center_crop": False},
+        placeholder="<image>",
+        placeholder_id=placeholder_id,
+        image_size=image,
+        patch_size=patch,
+        num_rows=int(config.get("num_query_tokens", 32)),
+        around=("", "</s>"),
+        brings_bos=True,
+    )
+
+
+def _chameleon(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    codes = config.get("vq_config") or {}
+    side, levels = int(codes.get("resolution", 512)), len(codes.get("channel_multiplier") or range(5))
+    usual = {
+        "size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}, "resample": 1,
+        "image_mean": [1.0] * 3, "image_std": [1.0] * 3, "rescale_factor": 0.0078,
+    }  # fmt: skip
+    known = {"image_token_id": (config.get("vocabulary_map") or {}).get("<image>"), **config}
+    return SquareProcessor(
+        {**usual, **{key: value for key, value in settings.items() if value is not None}},
+        placeholder="<image>",
+        placeholder_id=_placeholder_id(known, token_id, "<image>"),
+        image_size=side,
+        patch_size=side,
+        num_rows=(side >> (levels - 1)) ** 2,
+        around=("<racm3:break>", "<eoss>"),
+        end_id=token_id("<reserved08706>"),
+    )
+
+
+def _fuyu(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    return FuyuProcessor(
+        settings,
+        placeholder_id=_placeholder_id(config, token_id, FuyuProcessor.placeholder),
+        patch_size=int(config.get("patch_size", 30)),
+        end_id=token_id("<0x04>"),
+    )
+
+
 _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "LlavaForConditionalGeneration": _llava,
     "Idefics3ForConditionalGeneration": _idefics3,
@@ -287,4 +343,7 @@ _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "MiniCPMV": _minicpm_v,
     "Mistral3ForConditionalGeneration": _pixtral,
     "InternVLForConditionalGeneration": _internvl,
+    "FuyuForCausalLM": _fuyu,
+    "ChameleonForConditionalGeneration": _chameleon,
+    "Blip2ForConditionalGeneration": _blip2,
 }

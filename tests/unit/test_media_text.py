@@ -1,0 +1,55 @@
+"""Texts in which media stand in front by themselves, and what ends them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from octavo.base.errors import CheckpointError, InvalidRequest
+from octavo.base.media import PreparedMedia
+from octavo.served.media_text import Mark, MediaText
+from octavo.text.media.table import media_processor
+
+TOKENS = {"|SPEAKER|": 71011, "<0x04>": 12}
+
+
+def prepared(rows: int) -> Mark:
+    return Mark("image", PreparedMedia("image", b"", {}, rows, "R" * rows + "<s>"))
+
+
+def test_a_text_without_placeholders_has_its_media_in_front() -> None:
+    text = MediaText({"image": ("<image>", 5)}, brings_bos=True)
+    assert text.expanded("what?", [prepared(2), prepared(1)], "prompt") == "RR<s>R<s>what?"
+    assert text.expanded("a <image> b", [prepared(2)], "prompt") == "a RR<s> b"
+    with pytest.raises(InvalidRequest, match="1 times"):
+        text.expanded("a <image> b", [prepared(2), prepared(1)], "prompt")
+    with pytest.raises(InvalidRequest, match="0 times"):
+        MediaText({"image": ("<image>", 5)}).expanded("what?", [prepared(2)], "prompt")
+
+
+def test_chameleon_shows_codes_between_marks_and_begins_answers_behind_a_token() -> None:
+    config = {"architectures": ["ChameleonForConditionalGeneration"], "vocabulary_map": {"<image>": 8711}}
+    processor = media_processor(config, {}, {"<reserved08706>": 8710}.get)
+    assert processor is not None and processor.placeholder_id == 8711
+    media = processor.image(np.zeros((31, 80, 3), np.uint8), {})
+    assert media.text == f"<racm3:break>{'<image>' * 1024}<eoss>" and media.rows == 1024
+    assert processor.end_ids == (8710,)  # type: ignore[attr-defined]
+
+
+def test_blip2_has_a_token_for_each_query_in_front_of_the_first_of_a_text() -> None:
+    config = {"architectures": ["Blip2ForConditionalGeneration"], "image_token_index": 50265, "num_query_tokens": 8}
+    processor = media_processor(config, {"size": {"height": 224, "width": 224}}, TOKENS.get)
+    assert processor is not None and processor.brings_bos  # type: ignore[attr-defined]
+    assert processor.image(np.zeros((31, 80, 3), np.uint8), {}).text == "<image>" * 8 + "</s>"
+    with pytest.raises(CheckpointError, match="image_token_index"):
+        media_processor({**config, "image_token_index": None}, {}, TOKENS.get)
+
+
+def test_fuyu_shows_lines_of_whole_patches_and_begins_answers_behind_a_token() -> None:
+    config = {"architectures": ["FuyuForCausalLM"], "patch_size": 30}
+    processor = media_processor(config, {}, TOKENS.get)
+    assert processor is not None and processor.placeholder_id == 71011
+    media = processor.image(np.zeros((31, 80, 3), np.uint8), {})
+    assert media.text == f"{'|SPEAKER|' * 3}|NEWLINE|" * 2 + "<s>" and media.rows == 6
+    assert processor.image(np.zeros((2160, 1000, 3), np.uint8), {}).rows == 36 * 17
+    assert processor.end_ids == (12,)  # type: ignore[attr-defined]
