@@ -317,6 +317,22 @@ class Case:
 
         return Idefics3ImageProcessorPil(**self.settings)([list(images)], return_tensors="pt")["pixel_values"]
 
+    def company(self) -> None:
+        """What prompts give alone they give beside each other, bit for bit."""
+        params = SamplingParams(temperature=0.0, max_tokens=3, prompt_logprobs=0)
+        prompts = [
+            self.prompt([pixels(30, 20, 1)]),
+            self.prompt([pixels(40, 40, 2), pixels(16, 16, 3)]),
+            ([3, 4, 5], ()),
+        ]
+        requests = [AddRequest(i, ids, params, media=media) for i, (ids, media) in enumerate(prompts)]
+
+        def replies(asked: list[AddRequest]) -> list[Any]:
+            found = self.engine.run(asked, scheduler=self.engine.scheduler(prefix_caching=False)).replies
+            return [found[each.request_id] for each in asked]
+
+        assert replies(requests) == [reply for each in requests for reply in replies([each])]
+
     def reply(
         self, ids: list[int], media: tuple[MediaItem, ...], *, engine: Engine | None = None, **info: Any
     ) -> tuple[list[float], list[int]]:
@@ -351,6 +367,11 @@ def test_a_picture_in_chunks_is_the_same_bit_for_bit(case: Case) -> None:
     if case.family != "PaliGemma":  # whose prompts are computed in one step
         assert case.reply(ids, media, max_num_batched_tokens=7, max_num_prefill_tokens=7) == whole
     assert case.reply(ids, media, media_step_rows=1, media_cache_rows=1) == whole
+
+
+@pytest.mark.parametrize("case", ["glm4v", "minicpm-v-4.6"], indirect=True)
+def test_prompts_give_the_same_alone_and_in_company(case: Case) -> None:
+    case.company()
 
 
 @pytest.mark.parametrize("case", ["llava", "qwen2-vl", "gemma3"], indirect=True)

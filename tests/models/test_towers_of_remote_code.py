@@ -94,6 +94,10 @@ def test_a_picture_in_chunks_is_the_same_bit_for_bit(case: Case) -> None:
     assert case.reply(ids, media, media_step_rows=1, media_cache_rows=1) == whole
 
 
+def test_prompts_give_the_same_alone_and_in_company(case: Case) -> None:
+    case.company()
+
+
 def test_phi3_v_asks_for_as_many_tokens_as_its_description_says() -> None:
     ids = {"<|image|>": 7}
     config = {"architectures": ["Phi3VForCausalLM"]}
