@@ -170,6 +170,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {
             "vision_config": {"model_type": "siglip_vision_model", **VISION}, "vision_feature_layer": [-3, -1],
             "vision_feature_select_strategy": "full", "image_grid_pinpoints": [[16, 32], [32, 16]],
+            # Without `logits_scaling`, which transformers leaves out of a Granite that sees.
             "text": {
                 "model_type": "granite", "embedding_multiplier": 3.0, "residual_multiplier": 0.5,
                 "attention_multiplier": 0.2,

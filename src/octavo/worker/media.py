@@ -150,7 +150,8 @@ class MediaEncoder:
 
         def values(start: int, end: int) -> np.ndarray:
             bytes_at = flat[max(0, start - len(front)) : max(0, end - len(front))]
-            return np.concatenate((front[start:end], np.take(levels, bytes_at + channels)))
+            found: np.ndarray = np.take(levels, bytes_at + channels)
+            return np.concatenate((front[start:end], found)) if start < len(front) else found
 
         return values, lens
 
@@ -186,7 +187,10 @@ class MediaEncoder:
             is_last = number == len(self._stages) - 1
             if is_last and joined:
                 rows = torch.cat(joined, 1)
-            means = None if mean is None else mean.run(lens, rows=rows).clone()
+            means = None
+            if mean is not None:
+                means = mean.run(lens, rows=rows).clone()
+                mean.release()
             own = array(item.tensors["windows"]).tolist() if stage.is_windowed else lens
             rows = runner.run(
                 [stage.window] * (len(rows) // stage.window) if stage.window else own,
