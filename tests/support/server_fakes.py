@@ -15,7 +15,7 @@ from typing import Any
 from octavo.base.config import LogprobsMode, ModelConfig, ServerConfig
 from octavo.base.errors import InvalidRequest, ServerError
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
-from octavo.client.generation import CompletionDelta, GenerationDelta
+from octavo.client.generation import CompletionDelta, GenerationDelta, OpenSequence
 from octavo.client.sleep_mode import SleepMode
 from octavo.served.adapters import Adapters
 from octavo.served.media import MediaReader
@@ -161,6 +161,9 @@ class FakeEngine:
     @property
     def num_unfinished(self) -> int:
         return self.num_open
+
+    def sequences(self) -> list[OpenSequence]:
+        return [OpenSequence(i, request, 2, 1) for i, request in enumerate(self.requests[: self.num_open], 7)]
 
     def abort(self, matches: Callable[[str], bool]) -> int:
         self.aborted = [r.external_id for r in self.requests if r.has_id(matches)]

@@ -77,6 +77,9 @@ def test_rows_that_see_the_whole_of_their_span(window: int) -> None:
     for span in (1, 7, 33):
         ends = torch.minimum((positions // span + 1) * span, lens).to(torch.int32)
         step.check(key_ends=ends, window=window)
+    if not window:  # rows behind the keys that are seen, as of silence behind a sound
+        ends = torch.tensor([50, *[13] * 70, *[33] * 40], dtype=torch.int32)
+        step.check(key_ends=ends)
 
 
 @pytest.mark.parametrize(

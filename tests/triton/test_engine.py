@@ -15,6 +15,8 @@ from engine.drafters import Oracle
 from engine.harness import Engine, Reply, Run, request
 from models.test_early_towers import CASES as EARLY
 from models.test_early_towers import EarlyCase
+from models.test_sound_towers import Case as SoundCase
+from models.test_sound_towers import sound
 from models.test_towers import Case, pixels
 from octavo.base.config import CacheConfig, EngineConfig, LoraConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from octavo.base.errors import InvalidConfig
@@ -338,6 +340,14 @@ def test_prompts_with_pictures_give_the_tokens_of_the_cpu(
     engine = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch)
     check(engine.run(requests, ahead=True, per_step=1), expected)
     assert engine.device.num_replays > 0
+
+
+def test_prompts_with_sounds_give_the_tokens_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = SoundCase(tmp_path, "ultravox", lambda path: TinyEngine(path, None, monkeypatch))
+    ids, media = case.prompt([sound(1.03, 2)])
+    requests = [AddRequest(1, ids, request(1, ids, max_tokens=2).params, media=media)]
+    expected = case.engine.run(requests).replies
+    check(TinyEngine(tmp_path, InterpretedDevice(), monkeypatch).run(requests), expected)
 
 
 def test_adapters_in_captured_steps_give_the_tokens_of_the_cpu(

@@ -25,7 +25,7 @@ from octavo.base.params import GenerateRequest, SamplingParams
 from octavo.client.admission import Admission
 from octavo.client.beam_search import Held, beam_search
 from octavo.client.engine_link import Calls, VocabularySender
-from octavo.client.generation import GenerationDelta, GenerationStream, RequestState, SampleState
+from octavo.client.generation import GenerationDelta, GenerationStream, OpenSequence, RequestState, SampleState
 from octavo.client.observer import NoObserver, Observer
 from octavo.client.sleep_mode import SleepMode
 from octavo.client.watchdog import TICK_SECONDS, EngineHandle, Watchdog, exit_reason
@@ -146,6 +146,13 @@ class EngineClient:
     def num_unfinished(self) -> int:
         """Samples, running or waiting, of all open streams."""
         return len(self._samples)
+
+    def sequences(self) -> list[OpenSequence]:
+        """The samples of all open streams, running or waiting, those first that came first."""
+        return [
+            OpenSequence(s.request_id, s.request.request, s.num_tokens, s.num_cached_tokens)
+            for s in self._samples.values()
+        ]
 
     def start_draining(self) -> None:
         """From now on new requests are refused with `ShuttingDown`; those in flight go on."""

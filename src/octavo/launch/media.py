@@ -8,8 +8,9 @@ from typing import Any, Final
 from octavo.base.config import ModelConfig
 from octavo.base.errors import CheckpointError
 from octavo.files.generation_config import FILE_NAME
+from octavo.files.parts import with_part_configs
 from octavo.files.reading import read_object
-from octavo.text.media.processor import MediaProcessor
+from octavo.served.media import AnyProcessor
 from octavo.text.speech import SpeechVocabulary, speech_vocabulary
 from octavo.text.tokenizers.tokenizer import Tokenizer
 from octavo.wire.messages import EngineInfo
@@ -17,23 +18,24 @@ from octavo.wire.messages import EngineInfo
 _MAX_BYTES: Final = 4 << 20
 
 
-def load_processor(config: ModelConfig, info: EngineInfo, tokenizer: Tokenizer) -> MediaProcessor | None:
+def load_processor(config: ModelConfig, info: EngineInfo, tokenizer: Tokenizer) -> AnyProcessor | None:
     """None where the engine takes text only. Raises `CheckpointError`."""
     if not info.media_kinds:
         return None
-    from octavo.text.media.table import (
-        OPENING,
-        image_settings,
-        media_processor,
-    )  # numpy, which a server of text need not load
+    # With numpy, which a server of text need not load.
+    from octavo.text.media.sound_table import sound_processor, sound_settings
+    from octavo.text.media.table import OPENING, image_settings, media_processor
 
     directory = Path(config.model)
-    settings = image_settings(_read(directory / "processor_config.json"), _read(directory / "preprocessor_config.json"))
+    files = [_read(directory / f"{name}_config.json") for name in ("processor", "preprocessor")]
+    values = with_part_configs(read_object(directory / "config.json", _MAX_BYTES), directory)
     opening = tokenizer.decode(tokenizer.encode(""), skip_special_tokens=False)
-    settings = {**settings, OPENING: opening}
-    processor = media_processor(read_object(directory / "config.json", _MAX_BYTES), settings, tokenizer.token_to_id)
+    settings = {**image_settings(*files), OPENING: opening}
+    processor: AnyProcessor | None = media_processor(values, settings, tokenizer.token_to_id)
     if processor is None:
-        raise CheckpointError(f"{directory}: octavo knows no image processor for this model.")
+        processor = sound_processor(values, sound_settings(*files), tokenizer.token_to_id)
+    if processor is None:
+        raise CheckpointError(f"{directory}: octavo knows no processor of media for this model.")
     return processor
 
 

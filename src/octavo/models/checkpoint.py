@@ -158,6 +158,13 @@ class StoredCheckpoint:
                 if name is not None:
                     self._tensors[name] = file, stored
 
+    def add(self, other: StoredCheckpoint, name_of: Callable[[str], str | None]) -> None:
+        """Take the tensors of another that are not among its own. `name_of`: their names here; None: they are not
+        taken."""
+        for name, place in other._tensors.items():
+            if (own := name_of(name)) is not None:
+                self._tensors.setdefault(own, place)
+
     def names(self) -> list[str]:
         return list(self._tensors)
 

@@ -72,10 +72,7 @@ def define_encoder(spec: EncoderSpec, embedding: Weight | None = None) -> Encode
     residual = Buffer("residual", spec.hidden_size)
     first: Program | None = None
     if spec.frames is not None:
-        _convolve(build, spec, "conv1", spec.frames.channels, residual)
-        first = program(build.ops, residual)
-        build.ops.clear()
-        _convolve(build, spec, "conv2", spec.hidden_size, residual)
+        first = program(convolutions(build, spec.frames, residual, spec.name, spec.gguf), residual)
     elif not spec.input_width:
         if spec.vocab_size:
             table = Matrix(name=f"{spec.name}.embed_tokens", gguf=f"{spec.gguf}.token_embd", rows=spec.vocab_size)
@@ -111,14 +108,21 @@ def define_encoder(spec: EncoderSpec, embedding: Weight | None = None) -> Encode
     return EncoderDefinition(spec, program(build.ops, output), tuple(build.params), derived, first)
 
 
-def _convolve(build: Builder, spec: EncoderSpec, name: str, channels: int, out: Buffer) -> None:
+def convolutions(build: Builder, spec: FramesSpec, out: Buffer, name: str, gguf: str) -> list[Op]:
+    """Returns the first one, as operations of a program of its own; those of the second are `build`'s. `out`: the rows
+    of either."""
+    _convolve(build, spec, out, spec.channels, f"{name}.conv1", f"{gguf}.conv1")
+    first = build.cut()
+    _convolve(build, spec, out, out.width, f"{name}.conv2", f"{gguf}.conv2")
+    return first
+
+
+def _convolve(build: Builder, spec: FramesSpec, out: Buffer, channels: int, name: str, gguf: str) -> None:
     """Of rows that hold three frames: of each channel its three values."""
-    assert spec.frames is not None
     taps = Buffer(f"{name}.taps", 3 * channels)
     build.ops.append(GivenRows(out=taps))
-    matrix = Matrix(name=f"{spec.name}.{name}", gguf=f"{spec.gguf}.{name}", rows=spec.hidden_size, bias=True)
-    summed = build.linear(taps, f"{spec.name}.{name}", [matrix], None)
-    build.ops.append(Act(out=out, x=summed, kind=spec.frames.activation, gated=False, parameters=None))
+    summed = build.linear(taps, name, [Matrix(name=name, gguf=gguf, rows=out.width, bias=True)], None)
+    build.ops.append(Act(out=out, x=summed, kind=spec.activation, gated=False, parameters=None))
 
 
 @dataclass(frozen=True, kw_only=True)

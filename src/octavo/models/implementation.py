@@ -26,7 +26,7 @@ from octavo.models.overrides import without_windows
 from octavo.models.params import TensorDecl
 from octavo.models.pooling import gives_vectors, pooled
 from octavo.models.pooling_files import MODULES
-from octavo.models.registry import FAMILIES, find_family, model_spec
+from octavo.models.registry import FAMILIES, SEEING, find_family, model_spec
 from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
 from octavo.quant.packed import QuantizedWeight
@@ -51,7 +51,7 @@ def definition_of(config: ModelConfig, values: dict[str, Any], source: str, dtyp
     if implementation(config, values, source) == "octavo":
         spec = model_spec(values, source)
         has_modules = (Path(source) / MODULES).is_file()
-        if spec.pooling is None and gives_vectors(values, config, FAMILIES, has_modules=has_modules):
+        if spec.pooling is None and gives_vectors(values, config, {*FAMILIES, *SEEING}, has_modules=has_modules):
             spec = pooled(spec, values, config, source)
         elif spec.pooling is not None and config.task == "generate":
             raise CheckpointError(f"{source}: this model gives vectors and generates nothing: leave --task out")

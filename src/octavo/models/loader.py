@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn, get_args
 
@@ -16,6 +17,7 @@ from octavo.base.config import ModelConfig
 from octavo.base.config.engine import LoadQuantization, shard_pattern, tensorizer_settings
 from octavo.base.errors import CheckpointError, DeviceError, InvalidConfig
 from octavo.base.host import FreeMemory, gib
+from octavo.files.parts import with_part_configs
 from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, StoredCheckpoint, read_json
 from octavo.models.decoder import LM_HEAD
 from octavo.models.directory import open_directory
@@ -24,6 +26,7 @@ from octavo.models.implementation import Tensors, definition_of, tensors_of, tra
 from octavo.models.mxfp4_checkpoint import Mxfp4Checkpoint
 from octavo.models.overrides import overridden
 from octavo.models.params import Param, TensorDecl
+from octavo.models.parts_checkpoint import with_parts
 from octavo.models.quantized_checkpoint import QuantizedCheckpoint, quantization_config
 from octavo.models.rope import derived_values
 from octavo.models.spec import ModelSpec
@@ -159,7 +162,8 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
     path = Path(config.model)
     if config.load_format == "dummy":
         source: Checkpoint | None = GGUFCheckpoint(path) if path.suffix == ".gguf" else None
-        values = overridden(read_json(path / "config.json") if source is None else source.config, config)
+        stored = with_part_configs(read_json(path / "config.json"), path) if source is None else source.config
+        values = overridden(stored, config)
         if source is None and quantization_config(path, values) is not None:
             raise CheckpointError(
                 f"{path}: --load-format dummy makes floats, and this model is quantized: take quantization_config out "
@@ -177,6 +181,7 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
             plain = tensorizer_checkpoint(path, tensorizer_settings(extra))
         else:
             plain = open_directory(path, config.load_format, shard_pattern(extra, config.load_format))
+        plain = with_parts(plain, partial(open_directory, load_format="auto"))
         quantization = quantization_config(path, plain.config)
         if quantization is None:
             found = plain

@@ -87,6 +87,8 @@ from octavo.models.families import (
     starcoder2,
     whisper,
 )
+from octavo.models.hearing import qwen2_audio, ultravox, voxtral
+from octavo.models.hearing import whisper as whisper_tower
 from octavo.models.layout import (
     EXPERTS_GGUF,
     EXPERTS_HF,
@@ -312,6 +314,10 @@ SEEING: Final[dict[str, Seeing]] = {
     "FuyuForCausalLM": Seeing(fuyu.tower, fuyu.HF),
     "ChameleonForConditionalGeneration": Seeing(chameleon_vision.tower, chameleon_vision.HF),
     "Blip2ForConditionalGeneration": Seeing(blip2.tower, blip2.HF, (QKV,)),
+    # These hear.
+    "UltravoxModel": Seeing(ultravox.tower, ultravox.HF, (ultravox.GATED,)),
+    "Qwen2AudioForConditionalGeneration": Seeing(qwen2_audio.tower, qwen2_audio.HF),
+    "VoxtralForConditionalGeneration": Seeing(voxtral.tower, voxtral.HF),
 }
 #: A LLaVA by its name.
 PIXTRAL: Final = Seeing(pixtral.tower, pixtral.HF)
@@ -353,6 +359,10 @@ _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "mistral": {
         "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
         "num_key_value_heads": 8, "hidden_act": "silu",
+    },
+    "qwen2": {
+        "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "hidden_act": "silu",
     },
     "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4},
     "persimmon": {
@@ -453,7 +463,7 @@ def _with_tower(family: Family, config: dict[str, Any]) -> Family:
             renames=(*_TEXT_RENAMES, *hf.renames),
             transposed=transposed,
             either_way=seeing.either_way,
-            flattened=FLATTENED,
+            flattened=f"{FLATTENED}|{whisper_tower.FLATTENED}",
             apart=f"{ROOM}.",
             renames_apart=seeing.renames,
             splits_apart=seeing.splits,

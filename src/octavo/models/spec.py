@@ -15,7 +15,7 @@ from octavo.ops.operations import Activation, MergeKind, NormKind
 if TYPE_CHECKING:
     from octavo.models.blocks import Layer
     from octavo.models.builder import Builder
-    from octavo.models.encoder import EncoderSpec
+    from octavo.models.encoder import EncoderSpec, FramesSpec
     from octavo.models.resampler import ResamplerSpec
     from octavo.ops.operands import Buffer
 
@@ -104,6 +104,9 @@ class ProjectorSpec:
     """From rows of a tower to rows of the language model: one matrix, or two with an activation between."""
 
     norm: NormSpec | None = None  # in front
+    inner_norm: NormSpec | None = None  # behind the activation
+    last_norm: NormSpec | None = None  # behind all
+    is_gated: bool = False  # a third matrix makes what the activation's result is multiplied by
     merges_by_matrix: bool = False  # then a matrix that makes rows that were merged as wide as each of them was
     inner_size: int = 0  # 0: one matrix
     activation: Activation = "gelu"
@@ -205,6 +208,8 @@ class TowerSpec:
     whole_spans: bool = False  # in the language model the rows of a span see all of it
     whole_prompts: bool = False  # and here all tokens of a prompt see all of it
     kinds: tuple[str, ...] = ("image",)
+    #: Of a tower that hears, in the place of patches. `num_positions` is then the most rows of a piece of a sound.
+    sound: FramesSpec | None = None
 
 
 #: Of a head; "": none.

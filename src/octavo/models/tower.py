@@ -8,6 +8,7 @@ from typing import Final
 
 from octavo.models.builder import Builder
 from octavo.models.codes import CodesDefinition, define_codes
+from octavo.models.encoder import FramesSpec, convolutions
 from octavo.models.params import Matrix, Param
 from octavo.models.resampler import Resampler, define_resampler
 from octavo.models.spec import DerivedSpec, InnerMerger, ProjectorSpec, QueriesSpec, TowerSpec
@@ -75,6 +76,8 @@ class TowerDefinition:
 def define_tower(spec: TowerSpec, width: int, embedding: Weight) -> TowerDefinition:
     """`width`: of the language model's rows; `embedding`: its table. Raises ProgramError if the blocks of a family do
     not fit together."""
+    if spec.sound is not None:
+        return _define_hearing(spec, spec.sound, width)
     build = Builder(spec.num_positions or MAX_PATCHES_A_SIDE, f"{ROOM}.layers", "v.blk", keeps=False)
     if spec.codes is not None:
         codes = define_codes(build, CODES, spec.codes, embedding)
@@ -171,6 +174,33 @@ def _define_queries(build: Builder, tower: TowerSpec, spec: QueriesSpec, width: 
     return QueriesDefinition(program(build.crossing, build.encoder_rows), program(ops, output))
 
 
+def _define_hearing(spec: TowerSpec, sound: FramesSpec, width: int) -> TowerDefinition:
+    """Three stages. What a stage reads is made of the rows of the one before it (`worker/sounds.py`).
+
+    three frames side by side --first convolution--> a row for each frame
+    three of these, every other --second convolution, positions, layers, norm--> a row for each two frames
+    `merge` of these --projector--> a row of the language model
+    """
+    build = Builder(spec.num_positions, f"{ROOM}.layers", "a.blk", keeps=False)
+    residual = Buffer("residual", spec.hidden_size)
+    first = program(convolutions(build, sound, residual, ROOM, "a"), residual)
+    _add_positions(build, spec, residual)
+    for number, layer in enumerate(spec.layers):
+        build.layer(number)
+        layer.emit(build, residual)
+    build.top()
+    output = residual
+    if spec.post_norm is not None:
+        output = build.norm(residual, spec.post_norm, f"{ROOM}.post_norm", "a.post_ln")
+    layers = program(build.cut(), output)
+    build.ops.append(GivenRows(out=residual))
+    rows = _merged(build, spec, residual)
+    rows = _projected(build, spec.projector, rows, width, f"{ROOM}.projector", spec.hidden_size)
+    stages = (Stage(first), Stage(layers), Stage(program(build.ops, rows)))
+    derived = {weight: each for (each, _), weight in build.derived.items()}
+    return TowerDefinition(spec, stages, tuple(build.params), derived, None, None)
+
+
 def _cut(build: Builder, residual: Buffer) -> Program:
     """The program up to here; the next one goes on from its rows."""
     made = program(build.cut(), residual)
@@ -247,8 +277,12 @@ def _projected(build: Builder, spec: ProjectorSpec, rows: Buffer, width: int, na
     if not spec.inner_size:
         return build.linear(rows, name, [Matrix(name=name, gguf="mm.0", rows=width, bias=spec.bias)], None)
     up = Matrix(name=f"{name}.up", gguf="mm.0", rows=spec.inner_size, bias=spec.bias)
-    inner = build.linear(rows, f"{name}.up", [up], None)
+    gate = replace(up, name=f"{name}.gate", gguf="mm.gate")
+    inner = build.linear(rows, f"{name}.up", [gate, up] if spec.is_gated else [up], None)
     act = build.buffer(f"{name}.act", spec.inner_size)
-    build.ops.append(Act(out=act, x=inner, kind=spec.activation, gated=False))
+    build.ops.append(Act(out=act, x=inner, kind=spec.activation, gated=spec.is_gated))
+    if spec.inner_norm is not None:
+        act = build.norm(act, spec.inner_norm, f"{name}.inner_norm", "mm.inner_norm")
     down = Matrix(name=f"{name}.down", gguf="mm.2", rows=width, bias=spec.bias)
-    return build.linear(act, f"{name}.down", [down], None)
+    out = build.linear(act, f"{name}.down", [down], None)
+    return out if spec.last_norm is None else build.norm(out, spec.last_norm, f"{name}.last_norm", "mm.last_norm")

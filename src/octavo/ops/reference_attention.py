@@ -174,9 +174,10 @@ def attention(
     window are seen; if `chunked`, only those of the query's chunk, which begins at a multiple of window. softcap > 0:
     scores become softcap * tanh(score / softcap). slopes float32 [Hq]: slope * (key's position - query's) is added
     to a score. sinks float32 [Hq]: the score of one more key, whose value is zero. Slots at or beyond seq_len may hold
-    anything. key_ends int32 [T]: a row sees the keys before its end, and not only those up to its own; it lies behind
-    its position, not behind seq_len, and never falls within a sequence. Not causal: each row sees all seq_len keys, of
-    which there is at least one, and need not be one of them; there are no windows, slopes and ends of rows then.
+    anything. key_ends int32 [T]: a row sees the keys before its end, and not those up to its own; it is at least 1, not
+    behind seq_len, and never falls within a sequence; with a window it lies behind the row's position. Not causal: each
+    row sees all seq_len keys, of which there is at least one, and need not be one of them; there are no windows, slopes
+    and ends of rows then.
     blocks: a head sees some blocks of keys only; rows are causal then, without windows and ends of their own.
     k_scale, v_scale: of a float8 cache. plan: what `attention_planner` made of the step, here nothing.
     """

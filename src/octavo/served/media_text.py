@@ -23,14 +23,22 @@ class MediaText:
     """What stands for media in the prompts of one model."""
 
     def __init__(
-        self, placeholders: Mapping[str, tuple[str, int]], *, brings_bos: bool = False, end_ids: Sequence[int] = ()
+        self,
+        placeholders: Mapping[str, tuple[str, int]],
+        *,
+        shown: Mapping[str, str] | None = None,
+        brings_bos: bool = False,
+        end_ids: Sequence[int] = (),
     ) -> None:
         """`placeholders`: kind -> what stands for a medium in a template's text, and the token of each of its rows.
-        `brings_bos`: the text of a medium has the token that prompts begin with: media stand in front. `end_ids`: what
-        a prompt with media ends with, when an answer is to begin."""
+        `shown`: where templates write more than that for a medium, what they write. `brings_bos`: the text of a medium
+        has the token that prompts begin with: media stand in front. `end_ids`: what a prompt with media ends with, when
+        an answer is to begin."""
         self.brings_bos = brings_bos
         self.end_ids = list(end_ids)
         self.placeholders = {kind: text for kind, (text, _) in placeholders.items()}
+        #: What a template shows, or is given where it knows no media.
+        self.shown = {**self.placeholders, **(shown or {})}
         self._ids = {kind: token for kind, (_, token) in placeholders.items()}
         by_length = sorted(self.placeholders.items(), key=lambda item: len(item[1]), reverse=True)
         self._pattern = re.compile("|".join(f"(?P<{kind}>{placeholder_pattern(text)})" for kind, text in by_length))
@@ -85,8 +93,8 @@ class MediaText:
         waiting: dict[int, list[str]] = {}
         for kind, placeholder in self.placeholders.items():
             found = encode(placeholder)
-            if len(found) == 1:  # else no token stands for it, which `placed` will find
-                waiting[found[0]] = _texts(marks, kind)
+            # Where it is no token, the one that stands for a row stands for the medium too.
+            waiting[found[0] if len(found) == 1 else self._ids[kind]] = _texts(marks, kind)
         new: list[int] = []
         for token in ids:
             own = waiting.get(token)

@@ -25,7 +25,7 @@ from octavo.served.adapters import Adapter, Adapters
 from octavo.served.breakers import BreakerTokens
 from octavo.served.checks import checked_params, renamed, truncated
 from octavo.served.events import News, PromptReply, Usage
-from octavo.served.media import MediaReader, media_reader
+from octavo.served.media import AnyProcessor, MediaReader, media_reader
 from octavo.served.output_plan import OutputPlan, arguments_spec, plan_output
 from octavo.served.parts import DeltaStream, Engine, Grammars, OutputSettings, Renderer, Tokenizer, TokenTexts
 from octavo.served.pooling import refusal_of_text
@@ -40,7 +40,6 @@ from octavo.text.grammars.grammar import limits_of
 from octavo.wire.messages import EngineInfo
 
 if TYPE_CHECKING:
-    from octavo.text.media.processor import MediaProcessor
     from octavo.text.speech import SpeechVocabulary
 
 #: Tokens at the end of a prompt in which its last mark is looked for.
@@ -125,7 +124,7 @@ class ServedModel:
         engine: Engine,
         info: EngineInfo,
         *,
-        processor: MediaProcessor | None = None,
+        processor: AnyProcessor | None = None,
         vocabulary: SpeechVocabulary | None = None,
         **parts: Any,
     ) -> ServedModel:

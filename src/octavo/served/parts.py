@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from octavo.base.media import PreparedMedia
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
-from octavo.client.generation import Detokenizer, GenerationDelta
+from octavo.client.generation import Detokenizer, GenerationDelta, OpenSequence
 from octavo.client.sleep_mode import SleepMode
 from octavo.text.formats.base import ReasoningFormat, ToolFormat
 from octavo.text.grammars.tool_grammar import SpecialTokens
@@ -47,6 +47,10 @@ class Engine(Protocol):
     @property
     def num_unfinished(self) -> int:
         """Sequences, running or waiting."""
+        ...
+
+    def sequences(self) -> list[OpenSequence]:
+        """The same, one by one, those first that came first."""
         ...
 
     def check_servable(self, request: GenerateRequest) -> None:
@@ -156,7 +160,8 @@ class Renderer(Protocol):
 
 @runtime_checkable
 class SoundProcessor(Protocol):
-    """A `text.media.processor.MediaProcessor` of a family that takes sounds too. Called from threads."""
+    """What a family makes of sounds; of one that sees too it is a `text.media.processor.MediaProcessor` beside.
+    Called from threads."""
 
     @property
     def audio_placeholder(self) -> str:

@@ -138,7 +138,7 @@ class PromptMaker:
             "simplify": item.simplify,
         }
         if self._media is not None:
-            options["media"] = self._media.text.placeholders
+            options["media"] = self._media.text.shown
 
         def render() -> Prompt:
             text = self._renderer.chat_text(messages, **options)

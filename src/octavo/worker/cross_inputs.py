@@ -16,9 +16,9 @@ from octavo.models.transformer import Transformer
 from octavo.ops.step import KVCaches
 from octavo.ops.table import Ops
 from octavo.ops.workspace import Workspace
+from octavo.worker.arrays import array, three_by_three
 from octavo.worker.encoder import EncoderRunner
 from octavo.worker.input_batch import InputBatch
-from octavo.worker.media import array
 
 
 class CrossInputs:
@@ -88,12 +88,6 @@ class CrossInputs:
 
     def _new_workspace(self, num_rows: int) -> Workspace:
         return Workspace(self._crossing.program, num_rows, self._ops.activation_dtype, self._ops.torch_device)
-
-
-def three_by_three(frames: Tensor, step: int) -> Tensor:
-    """[T, channels] -> [T / step, 3 channels]: of every `step`-th frame each channel before it, in it and behind it;
-    zeros where there is no frame."""
-    return torch.nn.functional.pad(frames, (0, 0, 1, 1)).unfold(0, 3, step).flatten(1)
 
 
 def encoder_channels(definition: Definition) -> int:

@@ -6,21 +6,24 @@ A picture is one or several sequences of patches, of which all rows see each oth
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from octavo.base.media import MediaItem, MediaTensor
+from octavo.base.media import MediaItem
 from octavo.device.base import Device
 from octavo.models.decoder import Definition
 from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
 from octavo.ops.workspace import Workspace
 from octavo.wire.step import MediaPlace, SchedulerOutput
+from octavo.worker.arrays import array
 from octavo.worker.codes import CodeEncoder, codes_bytes
 from octavo.worker.encoder import EncoderRunner
 from octavo.worker.input_batch import HostBatch, InputBatch
 from octavo.worker.resampler import ResamplerRunner
+from octavo.worker.sounds import SoundEncoder, sound_bytes
 
 
 class MediaEncoder:
@@ -33,6 +36,10 @@ class MediaEncoder:
         self._dtype = ops.activation_dtype
         self._device = device
         self._most_patches = most_patches
+        self._sounds = None
+        if tower.spec.sound is not None:
+            self._sounds = SoundEncoder(tower, model.weights, ops, device, most_patches)
+            tower = replace(tower, stages=())
         self._stages = [
             (
                 stage,
@@ -110,6 +117,10 @@ class MediaEncoder:
             given = array(item.tensors["rows"]).astype(np.float32) * np.float32(self._spec.row_scale)
             (rows,) = self._device.upload(given)
             return rows.to(self._dtype)
+        if self._sounds is not None:
+            rows = self._sounds.encode(item)
+            assert len(rows) == item.rows, f"a sound of {item.rows} rows was encoded to {len(rows)}"
+            return rows
         values, lens = self._values(item)
         positions = array(item.tensors["positions"])
         positions = positions.reshape(*positions.shape[:-2], -1)
@@ -251,6 +262,10 @@ def media_bytes(definition: Definition, ops: Ops, num_patches: int, num_rows: in
     if tower is None:
         return 0
     patches, itemsize = max(num_patches, tower.spec.num_positions), ops.activation_dtype.itemsize
+    width = definition.spec.hidden_size * (1 + len(tower.spec.taps))
+    kept = num_rows * width * itemsize
+    if tower.spec.sound is not None:
+        return sound_bytes(tower, ops, num_patches) + kept
     meta = torch.device("meta")
     buffers = max(Workspace(each, patches, ops.activation_dtype, meta).num_bytes for each in tower.programs)
     scratch = max(EncoderRunner.scratch_bytes(each, ops, patches, 1) for each in tower.programs)
@@ -258,10 +273,4 @@ def media_bytes(definition: Definition, ops: Ops, num_patches: int, num_rows: in
         inputs = patches * tower.spec.patch_values * torch.float32.itemsize
     else:
         inputs = codes_bytes(tower.spec.codes)
-    width = definition.spec.hidden_size * (1 + len(tower.spec.taps))
-    return buffers + scratch + inputs + num_rows * width * itemsize
-
-
-def array(tensor: MediaTensor) -> np.ndarray:
-    """A view, not to be written to."""
-    return np.frombuffer(tensor.data, np.dtype(tensor.dtype).newbyteorder("<")).reshape(tensor.shape)
+    return buffers + scratch + inputs + kept
