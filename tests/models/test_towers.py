@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,18 @@ from safetensors.torch import load_file, save_file
 
 from engine.harness import Engine
 from models import tower_cases
+from octavo.base.errors import CheckpointError
 from octavo.base.media import MediaItem, PreparedMedia, place_media
 from octavo.base.params import SamplingParams
+from octavo.models.config_reader import ConfigReader
+from octavo.models.families import llama
+from octavo.models.vision import llama4, mllama
 from octavo.ops.run import Runner
 from octavo.ops.table import Ops, bind
 from octavo.text.media.table import media_processor
 from octavo.wire.messages import AddRequest
 from octavo.worker import worker as worker_module
+from support.tiny_mllama import VISION as MLLAMA
 
 IMAGE = 90
 TEXT: dict[str, Any] = {
@@ -65,6 +71,11 @@ TEXTS: dict[str, dict[str, Any]] = {
     **tower_cases.TEXTS,
     "Gemma3": GEMMA,
     "PaliGemma": {"model_type": "gemma", "head_dim": 16},
+    "Llama4": {
+        "model_type": "llama4_text", "head_dim": 16, "intermediate_size_mlp": 96, "num_local_experts": 4,
+        "interleave_moe_layer_step": 2, "no_rope_layers": [1, 0], "attention_chunk_size": 64, "bos_token_id": 1,
+        "pad_token_id": 2,
+    },
 }  # fmt: skip
 VISION: dict[str, Any] = {
     "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 16,
@@ -194,6 +205,16 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         },
         {**LLAVA, "image_grid_pinpoints": [[16, 32], [32, 16], [32, 32], [48, 16]]},
     ),
+    "llama4": (
+        "Llama4",
+        {
+            "vision_config": {
+                **VISION, "intermediate_size": 192, "projector_input_dim": 40, "projector_output_dim": 40,
+                "vision_output_dim": 40,
+            },
+        },
+        {"size": {"height": 16, "width": 16}},
+    ),
     "smolvlm": ("SmolVLM", {"vision_config": VISION, "scale_factor": 4}, IDEFICS),
 }  # fmt: skip
 
@@ -208,6 +229,20 @@ def _turn_experts(path: Path) -> None:
     for name in [name for name in tensors if "layers.0.mlp.experts" in name]:
         tensors[name] = tensors[name].transpose(1, 2).contiguous()
     save_file(tensors, path)
+
+
+def _shown(media: PreparedMedia, patch: int, side: int) -> torch.Tensor:
+    """float32 [tiles, 3, side, side], of an item whose patches have positions of three parts."""
+    tensors = {
+        name: np.frombuffer(each.data, each.dtype).reshape(each.shape).copy() for name, each in media.tensors.items()
+    }
+    patches, (_, columns, lines) = tensors["patches"], tensors["positions"]
+    shown = np.empty((len(patches), 3, side, side), np.float32)
+    for tile, at in np.ndindex(patches.shape[:2]):
+        x, y = columns[tile, at] * patch, lines[tile, at] * patch
+        values = patches[tile, at].reshape(3, patch, patch)
+        shown[tile, :, y : y + patch, x : x + patch] = [tensors["levels"][c][values[c]] for c in range(3)]
+    return torch.from_numpy(shown)
 
 
 class Case:
@@ -298,6 +333,9 @@ class Case:
             from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
             return dict(LlavaNextImageProcessorPil(**self.settings)(list(images), return_tensors="pt"))
+        if self.family == "Llama4":  # whose processor resizes with torchvision: what it sees is octavo's
+            shown = [self.processor.image(image, {}) for image in images]
+            return {"pixel_values": torch.cat([_shown(each, 4, 16) for each in shown])}
         return {"pixel_values": self.pixel_values(images)}
 
     def pixel_values(self, images: Sequence[np.ndarray]) -> torch.Tensor:
@@ -398,3 +436,32 @@ def test_operations_one_by_one_are_the_native_program(case: Case, monkeypatch: p
     engine = Engine(case.path)
     ids, media = case.prompt([pixels(30, 20, 1), pixels(16, 16, 2)])
     assert case.reply(ids, media, engine=engine) == case.reply(ids, media)
+
+
+@pytest.mark.parametrize(
+    ("family", "vision", "told"),
+    [
+        ("Llama4", {"pixel_shuffle_ratio": 0.4}, "pixel_shuffle_ratio = '0.4'"),
+        ("Llama4", {"intermediate_size": 65}, "intermediate_size = '65'"),
+        ("Llama4", {"vision_output_dim": 41}, "vision_output_dim = '41'"),
+        ("Llama4", {"hidden_act": "silu"}, "hidden_act = 'silu'"),
+        ("Llama4", {"vision_feature_layer": -2}, "vision_feature_layer = '-2'"),
+        ("Llama4", {"num_attention_heads": 8}, "num_attention_heads = '8'"),
+        ("Mllama", {"intermediate_layers_indices": [2, 0]}, "is not in rising order"),
+        ("Mllama", {"intermediate_layers_indices": [4]}, "numbers of the 4 layers"),
+        ("Mllama", {"vision_output_dim": 7}, "vision_output_dim = '7'"),
+        ("Mllama", {"supported_aspect_ratios": [[1, 1]]}, "supported_aspect_ratios = "),
+        ("Mllama", {"image_size": [16, 32]}, "is not the side of a square"),
+        ("Mllama", {"num_channels": 1}, "num_channels = '1'"),
+    ],
+)
+def test_towers_that_are_not_implemented_are_refused_by_key_and_value(
+    family: str, vision: dict[str, Any], told: str
+) -> None:
+    made, usual = {"Llama4": (llama4.tower, CASES["llama4"][1]["vision_config"]), "Mllama": (mllama.tower, MLLAMA)}[
+        family
+    ]
+    text = llama.spec(ConfigReader({**TEXT, "hidden_act": "silu"}))
+    made(ConfigReader({"vision_config": usual}), text)
+    with pytest.raises(CheckpointError, match=re.escape(told)):
+        made(ConfigReader({"vision_config": {**usual, **vision}}), text)

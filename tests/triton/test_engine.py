@@ -29,6 +29,7 @@ from octavo.worker.worker import Worker
 from support.adapters import random_adapter, write_adapter
 from support.interpreted_device import InterpretedDevice
 from support.tiny_bart import logits_of, make_bart, random_ids
+from support.tiny_mllama import IMAGE, asking, make_mllama
 
 VOCAB = 96
 
@@ -372,3 +373,21 @@ def test_adapters_in_captured_steps_give_the_tokens_of_the_cpu(
             replies = run.replies
     check(run, replies)
     assert engine.device.num_replays > 0 and set(engine.info.ops.values()) == {"triton"}
+
+
+def test_layers_that_see_pictures_beside_the_text_give_the_tokens_of_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind text and in front of it, and beside a request without pictures, also where a prompt comes in pieces."""
+    vision = {
+        "num_hidden_layers": 1,
+        "num_global_layers": 1,
+        "intermediate_layers_indices": [],
+        "vision_output_dim": 48,
+    }
+    make_mllama(tmp_path, vision, num_hidden_layers=2, cross_attention_layers=[1])
+    asked = [asking(0, [3, IMAGE, 4], [pixels(16, 16, 1)], max_tokens=2), asking(1, [3, 4], [], max_tokens=2)]
+    expected = TinyEngine(tmp_path, None, monkeypatch).run(asked).replies
+    engine = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch)
+    scheduler = engine.scheduler(max_num_batched_tokens=4, max_num_prefill_tokens=4)
+    check(engine.run(asked, scheduler=scheduler, ahead=True), expected)

@@ -109,6 +109,8 @@ class Admission:
         else:
             params = sized(request.params, len(request.prompt_token_ids), self._info)
         check_encoder_input(request.encoder_token_ids, self._info)
+        if (most := self._info.max_media_items) and len(request.media) > most:
+            raise InvalidRequest(f"The model takes at most {most} images in one request.", "messages")
         self._check_ids([*request.prompt_token_ids, *request.encoder_token_ids])
         if (params.prompt_logprobs or 0) * len(request.prompt_token_ids) > MAX_PROMPT_SCORES:
             raise InvalidRequest(

@@ -259,6 +259,13 @@ class Builder:
         self.params.append(Param(weight=weight, parts=tensors, packing="vector", offset=offset, scale=scale))
         return weight
 
+    def made(self, declared: Matrix, made: Callable[[Sequence[torch.Tensor]], torch.Tensor]) -> Weight:
+        """A vector that follows from a tensor without a suffix."""
+        weight = Weight(self._prefix + declared.name, (declared.rows,))
+        tensor = self._tensor(declared, "", "bias", (declared.rows,))
+        self.params.append(Param(weight=weight, parts=(tensor,), packing="vector", made=made))
+        return weight
+
     def declared(self, name: str, gguf: str, rows: int) -> TensorDecl:
         """A vector that stands without a suffix, or with that of a bias."""
         return self._tensor(Matrix(name=name, gguf=gguf, rows=rows), "", "bias", (rows,))

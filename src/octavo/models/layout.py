@@ -66,10 +66,11 @@ class Layout:
     minus_exp: str = ""  # vectors that stand as -exp(x) of what is declared
     flattened: str = ""  # filters that stand as [out, channels, ...], declared as matrices
     interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
-    #: Where names of a part begin that has renames of its own, tried first, and splits; its pairs are halves.
+    #: Where names of a part begin that has renames of its own, tried first, splits, and pairs in its own order.
     apart: str = ""
     renames_apart: tuple[tuple[str, str], ...] = ()
     splits_apart: tuple[Split, ...] = ()
+    interleaved_apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,8 @@ class Places:
         """Which rows of the tensor of the checkpoint are the declared one, in the order of its pairs of a rotation.
         `count`: its rows, if they are all there are."""
         rows = self._rows(place)
-        interleaved = self._layout.interleaved and not self._is_apart(tensor.name)
+        is_apart = self._is_apart(tensor.name)
+        interleaved = self._layout.interleaved_apart if is_apart else self._layout.interleaved
         order = head_order(tensor, interleaved)
         if order is None:
             return rows

@@ -310,6 +310,8 @@ class _Packer:
 
     def _table(self, param: Param) -> Tensor | QuantizedWeight:
         table = self._reader.matrix(param.parts[0])
+        if param.made is not None:
+            table = param.made([as_floats(table)])
         if param.first_row is not None:
             table = as_floats(table).to(torch.float32, copy=True)
             table[0] += self._reader.vector(param.first_row)
@@ -323,6 +325,8 @@ class _Packer:
 
     def _output(self, param: Param) -> LinearWeight:
         weight, bias = self._reader.matrix(param.parts[0]), param.biases[0]
+        if missing := param.weight.shape[0] - param.parts[0].shape[0]:  # tokens that are never sampled
+            weight = torch.nn.functional.pad(as_floats(weight).to(_dtype(weight)), (0, 0, 0, missing))
         if param.unit_rows:
             weight = torch.nn.functional.normalize(as_floats(weight).to(torch.float32)).to(_dtype(weight))
         return self._ops.pack_output(weight, None if bias is None else self._reader.vector(bias))
@@ -352,6 +356,8 @@ class _Packer:
 
     def _vector(self, param: Param) -> Tensor:
         values = [self._reader.vector(part) for part in param.parts]
+        if param.made is not None:
+            return param.made(values).view(param.weight.shape)
         joined = values[0] if len(values) == 1 else torch.cat(values, dim=-1)
         joined = joined + param.offset if param.offset else joined
         return joined * param.scale if param.scale != 1.0 else joined

@@ -6,8 +6,11 @@ which names, random weights, and what the loader packs under the name that the o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import Tensor
 
 from octavo.ops.operands import Weight
 
@@ -50,6 +53,9 @@ class Param:
     other_rows: TensorDecl | None = None  # and one that is added to all others
     #: A table of which each row is added to all rows of a copy of the embedding; the copies stand behind each other.
     added_rows: TensorDecl | None = None
+    #: A vector that follows from its parts, float32 each, so; None: they stand behind each other. An embedding that
+    #: follows from the table that is stored.
+    made: Callable[[Sequence[Tensor]], Tensor] | None = None
 
     @property
     def tensors(self) -> tuple[TensorDecl, ...]:

@@ -61,6 +61,7 @@ from octavo.models.families import (
     minimax_m2,
     mistral,
     mixtral,
+    mllama,
     mpt,
     nemotron,
     nemotron_h,
@@ -101,7 +102,7 @@ from octavo.models.layout import (
 )
 from octavo.models.mamba import MAMBA2_GGUF, MAMBA_GGUF
 from octavo.models.pooling import causal_name
-from octavo.models.spec import ModelSpec, TowerSpec
+from octavo.models.spec import ModelSpec, PicturesSpec, TowerSpec
 from octavo.models.tower import ROOM
 from octavo.models.vision import (
     blip2,
@@ -118,6 +119,8 @@ from octavo.models.vision import (
 )
 from octavo.models.vision import chameleon as chameleon_vision
 from octavo.models.vision import gemma3 as gemma3_vision
+from octavo.models.vision import llama4 as llama4_vision
+from octavo.models.vision import mllama as mllama_vision
 from octavo.models.vision.vit import FLATTENED
 
 logger = logging.getLogger("octavo.models")
@@ -166,6 +169,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "MiniMaxM2ForCausalLM": Family("minimax_m2", minimax_m2.spec, minimax_m2.HF, EXPERTS_GGUF),
     "PhimoeForCausalLM": Family("phimoe", phimoe.spec, mixtral.HF, EXPERTS_GGUF),
     "PhiMoEForCausalLM": Family("phimoe", phimoe.spec, mixtral.HF, EXPERTS_GGUF),
+    "MllamaForCausalLM": Family("mllama_text_model", mllama.spec),
     "Llama4ForCausalLM": Family("llama4_text", llama4.spec, llama4.HF, EXPERTS_INTERLEAVED_GGUF),
     "GptOssForCausalLM": Family("gpt_oss", gpt_oss.spec, gpt_oss.HF, gpt_oss.GGUF),
     "Glm4MoeForCausalLM": Family("glm4_moe", glm4_moe.spec, glm4_moe.HF, glm4_moe.GGUF),
@@ -268,13 +272,14 @@ class Seeing:
     """What a model that also sees has beside its text part. `tower`: from the configuration and the text part to the
     tower, and patterns of tensors that it has no use for."""
 
-    tower: Callable[[ConfigReader, ModelSpec], tuple[TowerSpec, tuple[str, ...]]]
+    tower: Callable[[ConfigReader, ModelSpec], tuple[TowerSpec | PicturesSpec, tuple[str, ...]]]
     renames: tuple[tuple[str, str], ...]
     splits: tuple[Split, ...] = ()
     #: The text part as the model has it, from the text part's configuration; None: as it is.
     text: Callable[[ConfigReader, ModelSpec], ModelSpec] | None = None
     transposed: str = ""  # of the tower's matrices those that stand as [in, out]
     either_way: str = ""  # `Layout.either_way`, of the text part
+    interleaved: bool = False  # `Layout.interleaved`, of the tower
     #: From a whole configuration to that of the text part, where it does not stand under `text_config` alone.
     text_config: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None
 
@@ -311,6 +316,8 @@ SEEING: Final[dict[str, Seeing]] = {
         gemma3_vision.paligemma, gemma3_vision.PALIGEMMA_HF, text=gemma3_vision.text
     ),
     "LlavaNextForConditionalGeneration": Seeing(llava.next_tower, llava.HF_NEXT),
+    "Llama4ForConditionalGeneration": Seeing(llama4_vision.tower, llama4_vision.HF, interleaved=True),
+    "MllamaForConditionalGeneration": Seeing(mllama_vision.tower, mllama_vision.HF, text=mllama.seeing),
     "FuyuForCausalLM": Seeing(fuyu.tower, fuyu.HF),
     "ChameleonForConditionalGeneration": Seeing(chameleon_vision.tower, chameleon_vision.HF),
     "Blip2ForConditionalGeneration": Seeing(blip2.tower, blip2.HF, (QKV,)),
@@ -325,7 +332,6 @@ PIXTRAL: Final = Seeing(pixtral.tower, pixtral.HF)
 _WITH_TEXT: Final = frozenset(
     {
         "Gemma3nForConditionalGeneration", "Gemma4ForConditionalGeneration",
-        "Llama4ForConditionalGeneration",
         "VipLlavaForConditionalGeneration", *SEEING,
         "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration",
     }
@@ -467,6 +473,7 @@ def _with_tower(family: Family, config: dict[str, Any]) -> Family:
             apart=f"{ROOM}.",
             renames_apart=seeing.renames,
             splits_apart=seeing.splits,
+            interleaved_apart=seeing.interleaved,
         )
     return replace(family, hf=hf)
 
@@ -484,7 +491,7 @@ def _seeing(config: dict[str, Any]) -> Seeing | None:
 
 def _tower(
     config: dict[str, Any], seeing: Seeing, family: Family
-) -> tuple[TowerSpec, tuple[str, ...]] | CheckpointError:
+) -> tuple[TowerSpec | PicturesSpec, tuple[str, ...]] | CheckpointError:
     """The tower of a model, or why it has none that is implemented."""
     text = text_part(config)
     assert text is not None
@@ -518,6 +525,8 @@ def model_spec(config: dict[str, Any], source: str) -> ModelSpec:
         tower = _tower(config, seeing, family)
         if not isinstance(tower, CheckpointError):
             seen = spec if seeing.text is None else seeing.text(ConfigReader(text), spec)
+            if isinstance(tower[0], PicturesSpec):
+                return replace(seen, pictures=tower[0], unused=tower[1])
             return replace(seen, tower=tower[0], unused=tower[1])
         why = f": {tower.message}"
     logger.info("%s: only the text part of the model is served%s", source, why)

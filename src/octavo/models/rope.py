@@ -34,7 +34,7 @@ def cos_sin_table(rope: RopeSpec, head_dim: int, num_positions: int) -> Tensor:
     """float32 [num_positions, head_dim]: the cosines of the head_dim / 2 angles, then their sines. Pairs that are not
     rotated are the last, at an angle of 0."""
     half, rotated = head_dim // 2, (rope.rotary_dim or head_dim) // 2
-    num_axes = len(rope.sections) if rope.is_axial else 1
+    num_axes = sum(map(bool, rope.sections)) if rope.is_axial else 1
     if num_axes > 1 and rope.takes_turns:
         frequencies = inverse_frequencies(rope, 2 * rotated, num_positions).view(-1, num_axes).t().flatten()
     else:

@@ -109,6 +109,7 @@ class ProjectorSpec:
     is_gated: bool = False  # a third matrix makes what the activation's result is multiplied by
     merges_by_matrix: bool = False  # then a matrix that makes rows that were merged as wide as each of them was
     inner_size: int = 0  # 0: one matrix
+    middle_size: int = 0  # of a matrix between the two, with the activation behind it; 0: there is none
     activation: Activation = "gelu"
     bias: bool = True
 
@@ -180,6 +181,7 @@ class TowerSpec:
     layers: tuple[Layer, ...]
     channels_last: bool = False  # a patch's values are by line, column and channel; else by channel, line and column
     has_class_token: bool = False  # in front of the patches of each picture
+    class_is_last: bool = False  # in the stored table of positions
     keeps_class: bool = False  # its row is the first of a picture's
     patch_bias: bool = True
     patch_norm: NormSpec | None = None  # of patches, before their positions are added
@@ -210,6 +212,29 @@ class TowerSpec:
     kinds: tuple[str, ...] = ("image",)
     #: Of a tower that hears, in the place of patches. `num_positions` is then the most rows of a piece of a sound.
     sound: FramesSpec | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PicturesSpec:
+    """What makes rows of pictures that layers of the decoder see beside the text: `models.pictures`.
+
+    A picture is cut into up to `num_tiles` tiles, in one of `num_ratios` grids, of which the first is none.
+    """
+
+    patch_values: int
+    hidden_size: int
+    tile_rows: int  # of a tile: its class and its patches
+    num_tiles: int
+    num_ratios: int
+    layers: tuple[Layer, ...]
+    taken: tuple[int, ...]  # numbers of layers whose rows stand behind those of the last global one
+    global_layers: tuple[Layer, ...]
+    outer_norm: NormSpec  # in front of the layers, and behind them
+
+    @property
+    def num_rows(self) -> int:
+        """Of a picture, with those of the tiles that it has not."""
+        return self.num_tiles * self.tile_rows
 
 
 #: Of a head; "": none.
@@ -265,6 +290,8 @@ class ModelSpec:
     encoder: EncoderSpec | None = None  # whose rows layers see
     decoder_start_token_ids: tuple[int, ...] = ()  # of models with an encoder: what the decoder's tokens begin with
     tower: TowerSpec | None = None  # of a model that also sees
+    pictures: PicturesSpec | None = None  # of one whose layers see rows of pictures beside the text
+    missing_outputs: int = 0  # the last tokens, which have no row in the output matrix: they are never sampled
     token_types: int = 0  # rows of a table, of which one is added to each token's: in which text of a pair it stands
     #: Each token sees all of its sequence: the model keeps nothing between steps, and gives vectors only.
     bidirectional: bool = False

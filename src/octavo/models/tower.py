@@ -262,7 +262,8 @@ def _add_positions(build: Builder, spec: TowerSpec, residual: Buffer) -> None:
         others = None
         if spec.patch_bias:  # the class token's patch is zeros: it has no part in the bias
             others = build.declared(f"{ROOM}.patches.bias", "v.patch_embd.bias", spec.hidden_size)
-        build.params[-1] = replace(build.params[-1], first_row=first, other_rows=others)
+        made = (lambda parts: parts[0].roll(1, 0)) if spec.class_is_last else None
+        build.params[-1] = replace(build.params[-1], first_row=first, other_rows=others, made=made)
     out = build.buffer(f"{ROOM}.positions", spec.hidden_size)
     build.ops.append(Embed(out=out, weight=weight, index="positions"))
     build.ops.append(Add(residual=residual, x=out))
@@ -283,6 +284,11 @@ def _projected(build: Builder, spec: ProjectorSpec, rows: Buffer, width: int, na
     build.ops.append(Act(out=act, x=inner, kind=spec.activation, gated=spec.is_gated))
     if spec.inner_norm is not None:
         act = build.norm(act, spec.inner_norm, f"{name}.inner_norm", "mm.inner_norm")
+    if spec.middle_size:
+        middle = Matrix(name=f"{name}.middle", gguf="mm.1", rows=spec.middle_size, bias=spec.bias)
+        inner = build.linear(act, f"{name}.middle", [middle], None)
+        act = build.buffer(f"{name}.middle_act", spec.middle_size)
+        build.ops.append(Act(out=act, x=inner, kind=spec.activation, gated=False))
     down = Matrix(name=f"{name}.down", gguf="mm.2", rows=width, bias=spec.bias)
     out = build.linear(act, f"{name}.down", [down], None)
     return out if spec.last_norm is None else build.norm(out, spec.last_norm, f"{name}.last_norm", "mm.last_norm")

@@ -129,6 +129,12 @@ class EngineInfo(Message, frozen=True, gc=False):
     encoder_channels: int = 0  # of the frames of sounds that the encoder takes, two a row; 0: it takes tokens
     media_kinds: tuple[str, ...] = ()  # what prompts may hold beside text: "image"; none: text alone
     media_width: int = 0  # of their rows
+    #: Of a model whose layers see pictures beside the text, as rows of an encoder: of a picture's tiles the rows of
+    #: each, and how many of them all pictures are filled up to; and how many pictures a request may have. 0: rows of
+    #: media take the place of tokens.
+    media_tile_rows: int = 0
+    media_tiles: int = 0
+    max_media_items: int = 0
     #: Rows of media that a step encodes, unless one item alone has more, and that are kept to be read again.
     media_step_rows: int = 0
     media_cache_rows: int = 0

@@ -42,7 +42,7 @@ def with_adapters(loaded: LoadedModel, config: LoraConfig, ops: Ops, max_num_bat
     definition = loaded.model.definition
     if isinstance(definition, BridgedDefinition):
         raise InvalidConfig("--enable-lora: this model runs by way of transformers, and adapters need octavo's own.")
-    if definition.encoder is not None:
+    if definition.crossing is not None:
         raise InvalidConfig("--enable-lora: models with an encoder take no adapters yet.")
     if definition.lm_head is None:
         raise InvalidConfig("--enable-lora: models that give vectors take no adapters yet.")

@@ -18,7 +18,7 @@ from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
 from octavo.ops.workspace import Workspace
 from octavo.wire.step import MediaPlace, SchedulerOutput
-from octavo.worker.arrays import array
+from octavo.worker.arrays import array, pixel_values
 from octavo.worker.codes import CodeEncoder, codes_bytes
 from octavo.worker.encoder import EncoderRunner
 from octavo.worker.input_batch import HostBatch, InputBatch
@@ -157,11 +157,9 @@ class MediaEncoder:
         if "lens" in item.tensors:  # they are not all alike, and stand one behind the other
             lens = array(item.tensors["lens"]).tolist()
         flat, front = patches.reshape(-1, patches.shape[2]), given.reshape(-1, patches.shape[2]).astype(np.float32)
-        channels = np.repeat(np.arange(3, dtype=np.int32) * 256, flat.shape[1] // 3)
 
         def values(start: int, end: int) -> np.ndarray:
-            bytes_at = flat[max(0, start - len(front)) : max(0, end - len(front))]
-            found: np.ndarray = np.take(levels, bytes_at + channels)
+            found = pixel_values(flat[max(0, start - len(front)) : max(0, end - len(front))], levels)
             return np.concatenate((front[start:end], found)) if start < len(front) else found
 
         return values, lens

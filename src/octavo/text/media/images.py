@@ -7,7 +7,7 @@ channel means. So an item takes a quarter of the floats' room on its way, and eq
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -138,11 +138,25 @@ def _merged(grid: np.ndarray, merge: int) -> np.ndarray:
     return np.ascontiguousarray(squares.reshape(rows * columns, width))
 
 
-def levels(settings: Mapping[str, Any], mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """float32 [3, 256]: what a byte means in each channel, by the settings of an image processor."""
+def bfloat16(values: np.ndarray) -> np.ndarray:
+    """float32, each the nearest that bfloat16 has; of two the even one."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def levels(
+    settings: Mapping[str, Any],
+    mean: Sequence[float],
+    std: Sequence[float],
+    rounded: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> np.ndarray:
+    """float32 [3, 256]: what a byte means in each channel, by the settings of an image processor. `rounded`: each
+    result on the way, where the family's processor computes in another type."""
     values = np.repeat(np.arange(256, dtype=np.uint8)[None], 3, 0)
     if settings.get("do_rescale", True):
         found = (values.astype(np.float64) * float(settings.get("rescale_factor", 1 / 255))).astype(np.float32)
+        found = rounded(found)
     else:
         found = values.astype(np.float32)
     if settings.get("do_normalize", True):
@@ -150,7 +164,7 @@ def levels(settings: Mapping[str, Any], mean: Sequence[float], std: Sequence[flo
             np.broadcast_to(np.array(settings.get(key) or default, np.float32), 3)
             for key, default in (("image_mean", mean), ("image_std", std))
         )
-        found = (found - found_mean[:, None]) / found_std[:, None]
+        found = rounded(rounded(found - found_mean[:, None]) / found_std[:, None])
     return found
 
 

@@ -17,6 +17,7 @@ from octavo.text.media.pixtral import PixtralProcessor
 from octavo.text.media.processor import MediaProcessor
 from octavo.text.media.qwen2_vl import QWEN_IMAGE, Qwen2VLProcessor, mixed_by_cubics
 from octavo.text.media.square import SquareProcessor
+from octavo.text.media.tiles import Llama4Processor, MllamaProcessor
 
 #: Sizes that configurations of towers leave out, since they are transformers' defaults, by `model_type`.
 _TOWERS: dict[str, tuple[int, int]] = {  # image, patch
@@ -270,6 +271,32 @@ def _phi3_v(
     )
 
 
+def _llama4(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    tower = config.get("vision_config") or {}
+    return Llama4Processor(
+        settings,
+        placeholder_id=_placeholder_id(config, token_id, Llama4Processor.row_text),
+        patch_size=int(tower.get("patch_size", 14)),
+        image_size=int(tower.get("image_size", 448)),
+        merge=round(1 / float(tower.get("pixel_shuffle_ratio", 0.5))),
+    )
+
+
+def _mllama(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    tower = config.get("vision_config") or {}
+    return MllamaProcessor(
+        settings,
+        placeholder_id=_placeholder_id(config, token_id, MllamaProcessor.placeholder),
+        patch_size=int(tower.get("patch_size", 14)),
+        image_size=int(tower.get("image_size", 448)),
+        most_tiles=int(tower.get("max_num_tiles", 4)),
+    )
+
+
 def _blip2(
     config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
 ) -> MediaProcessor:
@@ -346,4 +373,6 @@ _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "FuyuForCausalLM": _fuyu,
     "ChameleonForConditionalGeneration": _chameleon,
     "Blip2ForConditionalGeneration": _blip2,
+    "Llama4ForConditionalGeneration": _llama4,
+    "MllamaForConditionalGeneration": _mllama,
 }
