@@ -55,6 +55,10 @@ class Builder:
         self._prefix, self._gguf_prefix = f"{self._layers}.{number}.", f"{self._gguf_layers}.{number}."
         self._layer = number
 
+    def part(self, name: str, gguf: str) -> None:
+        """From here on names are those of a part that is no layer of the list."""
+        self._prefix, self._gguf_prefix = f"{name}.", f"{gguf}."
+
     def top(self) -> None:
         """From here on names belong to no layer."""
         self._prefix = self._gguf_prefix = ""
@@ -165,6 +169,7 @@ class Builder:
             if rope.takes_turns and not rope.is_axial:
                 turns = ((pair // len(rope.sections), pair % len(rope.sections)) for pair in range(len(parts)))
                 parts = tuple(part if turn < rope.sections[part] else 0 for turn, part in turns)
+            parts += (0,) * (head_dim // 2 - len(parts))  # pairs that are not rotated
             self.ops.append(GatherRotation(out=out, places=places, rotation=table, parts=parts))
             self._rotation_rows[table] = out, places
         return self._rotation_rows[table]

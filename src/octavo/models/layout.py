@@ -19,7 +19,7 @@ from torch import Tensor
 from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import Checkpoint, complaints
 from octavo.models.decoder import Definition
-from octavo.models.params import TensorDecl
+from octavo.models.params import TensorDecl, head_order
 from octavo.models.quantized_checkpoint import QuantizedCheckpoint
 from octavo.quant.packed import QuantizedWeight, as_floats
 
@@ -65,6 +65,11 @@ class Layout:
     minus_exp: str = ""  # vectors that stand as -exp(x) of what is declared
     flattened: str = ""  # filters that stand as [out, channels, ...], declared as matrices
     interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
+    #: Where names of a part begin that has renames of its own, tried first, splits, and pairs in its own order.
+    apart: str = ""
+    renames_apart: tuple[tuple[str, str], ...] = ()
+    splits_apart: tuple[Split, ...] = ()
+    interleaved_apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ class Places:
         names: tuple[str, ...] = (renamed,)
         kind: SplitKind = "parts"
         num_parts = 1
-        for split in self._layout.splits:
+        for split in self._layout.splits_apart if self._is_apart(renamed) else self._layout.splits:
             if match := re.fullmatch(split.pattern, renamed):
                 kind, names = split.kind, tuple(match.expand(part) for part in split.names)
                 num_parts = len(names)
@@ -153,9 +158,15 @@ class Places:
         }
 
     def _renamed(self, name: str) -> str:
-        for pattern, replacement in self._layout.renames:
+        for pattern, replacement in self._layout.renames_apart:
             name = re.sub(pattern, replacement, name)
+        if not self._is_apart(name):
+            for pattern, replacement in self._layout.renames:
+                name = re.sub(pattern, replacement, name)
         return name
+
+    def _is_apart(self, name: str) -> bool:
+        return bool(self._layout.apart) and name.startswith(self._layout.apart)
 
     def _shape(self, place: _Place) -> tuple[int, ...]:
         """What the tensor of the checkpoint must have."""
@@ -175,7 +186,9 @@ class Places:
         """Which rows of the tensor of the checkpoint are the declared one, in the order of its pairs of a rotation.
         `count`: its rows, if they are all there are."""
         rows = self._rows(place)
-        order = _head_order(tensor, self._layout.interleaved)
+        is_apart = self._is_apart(tensor.name)
+        interleaved = self._layout.interleaved_apart if is_apart else self._layout.interleaved
+        order = head_order(tensor, interleaved)
         if order is None:
             return rows
         heads = torch.arange(0, count if rows is None else len(rows), tensor.head_dim)
@@ -377,18 +390,3 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _folded(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Of a stack whose experts stand one below the other."""
     return (shape[0] * shape[1], *shape[2:])
-
-
-def _head_order(tensor: TensorDecl, interleaved: bool) -> list[int] | None:
-    """The order of a head's rows in which halves of the whole head are the pairs of the rotation, those that are not
-    rotated behind the others in each half. None: they stand so. Where the rotated rows are not a head's first, halves
-    of them alone are the pairs."""
-    head_dim, rotary_dim, at = tensor.head_dim, tensor.rotary_dim, tensor.rotary_at
-    if not rotary_dim or (rotary_dim in (head_dim, head_dim - at) and not interleaved):
-        return None
-    if at:
-        return [*range(at), *range(at, head_dim, 2), *range(at + 1, head_dim, 2)]
-    rotated, rest = list(range(rotary_dim)), list(range(rotary_dim, head_dim))
-    half, rest_half = rotary_dim // 2, len(rest) // 2
-    first, second = (rotated[::2], rotated[1::2]) if interleaved else (rotated[:half], rotated[half:])
-    return first + rest[:rest_half] + second + rest[rest_half:]
