@@ -140,6 +140,14 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"vision_config": {"model_type": "siglip_vision_model", **VISION}, "mm_tokens_per_image": 4},
         {"size": {"height": 16, "width": 16}},
     ),
+    "gemma3-pan-and-scan": (
+        "Gemma3",
+        {"vision_config": {"model_type": "siglip_vision_model", **VISION}, "mm_tokens_per_image": 4},
+        {
+            "size": {"height": 16, "width": 16}, "do_pan_and_scan": True, "pan_and_scan_min_crop_size": 8,
+            "pan_and_scan_max_num_crops": 4, "pan_and_scan_min_ratio_to_activate": 1.2,
+        },
+    ),
     "pixtral": (
         "Llava",
         {

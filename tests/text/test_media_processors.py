@@ -57,6 +57,16 @@ def test_llava_sees_what_transformers_shows_it(size: tuple[int, int], settings: 
     assert (media.rows, media.text, media.kind) == (4, "<image>" * 4, "image")
 
 
+def test_a_vocabulary_without_a_token_for_pictures_has_another_in_its_place() -> None:
+    config = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "vision_config": {"model_type": "clip_vision_model", "image_size": 28, "patch_size": 14},
+    }  # fmt: skip
+    processor = media_processor(config, {}, {"<unk>": 7}.get)
+    assert processor is not None and (processor.placeholder, processor.placeholder_id) == ("<image>", 7)
+    assert processor.image(pixels(40, 60), {}).text == "<unk>" * 4
+
+
 def idefics3(**settings: Any) -> Any:
     config = {
         "architectures": ["SmolVLMForConditionalGeneration"], "image_token_id": 5, "scale_factor": 2,
@@ -152,6 +162,43 @@ def test_squares_are_those_that_transformers_shows(name: str, size: tuple[int, i
     found = pictures(media, 4, 16, merge)
     assert np.array_equal(found, expected.reshape(-1, 3, 16, 16)[: len(found)])
     assert media.text.count(getattr(processor, "row_text", processor.placeholder)) == media.rows
+
+
+PAN_AND_SCAN = {
+    "do_pan_and_scan": True, "pan_and_scan_min_crop_size": 8, "pan_and_scan_max_num_crops": 4,
+    "pan_and_scan_min_ratio_to_activate": 1.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(40, 60), (61, 35), (16, 16), (9, 90), (100, 21), (31, 33), (7, 12)])
+@pytest.mark.parametrize("by_request", [True, False])
+def test_gemma3_pans_and_scans_as_transformers_does(size: tuple[int, int], by_request: bool) -> None:
+    module = pytest.importorskip("transformers.models.gemma3.image_processing_pil_gemma3")
+    config, settings, *_ = TILED["Gemma3ForConditionalGeneration"]
+    reference = module.Gemma3ImageProcessorPil(**settings, **PAN_AND_SCAN)(pixels(*size), return_tensors="np")
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "image_token_id": 5, **config}
+    processor = media_processor(config, settings if by_request else {**settings, **PAN_AND_SCAN}, IDS.get)
+    assert processor is not None
+    media = processor.image(pixels(*size), PAN_AND_SCAN if by_request else {})
+    assert np.array_equal(pictures(media, 4, 16, 2), np.asarray(reference["pixel_values"]))
+    one, count = f"\n\n<start_of_image>{'<image_soft_token>' * 4}<end_of_image>\n\n", int(reference["num_crops"][0])
+    crops = " ".join([one] * count)
+    told = f"Here is the original image {one} and here are some crops to help you see better {crops}"
+    assert media.text == (told if count else one)
+    whole = processor.image(pixels(*size), {"detail": "low", **(PAN_AND_SCAN if by_request else {})})
+    assert whole.text == one and len(array(whole.tensors["patches"])) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"do_pan_and_scan": 1}, {"pan_and_scan_max_num_crops": 1}, {"pan_and_scan_min_ratio_to_activate": 0.5}]
+)
+def test_gemma3_pans_and_scans_within_bounds(options: dict[str, Any]) -> None:
+    config, settings, *_ = TILED["Gemma3ForConditionalGeneration"]
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "image_token_id": 5, **config}
+    processor = media_processor(config, settings, IDS.get)
+    assert processor is not None
+    with pytest.raises(InvalidRequest, match="no option"):
+        processor.image(pixels(40, 60), options)
 
 
 @pytest.mark.parametrize("size", [(40, 60), (61, 35), (16, 16), (9, 90), (7, 300), (6, 5)])

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from octavo.base.errors import CheckpointError
 from octavo.files.gguf import TensorInfo
+from octavo.files.projector import ARCHITECTURE as PROJECTOR
 from octavo.models import gguf_experts, gguf_gemma, gguf_states
 
 
@@ -76,6 +77,9 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "llama": _Arch("LlamaForCausalLM", "llama"),
     "qwen2": _Arch("Qwen2ForCausalLM", "qwen2"),
     "qwen3": _Arch("Qwen3ForCausalLM", "qwen3"),
+    "qwen2vl": _Arch("Qwen2ForCausalLM", "qwen2"),
+    "qwen3vl": _Arch("Qwen3ForCausalLM", "qwen3"),
+    "qwen3vlmoe": _Arch("Qwen3MoeForCausalLM", "qwen3_moe"),
     "qwen2moe": _Arch("Qwen2MoeForCausalLM", "qwen2_moe", norms_experts=False),
     "qwen3moe": _Arch("Qwen3MoeForCausalLM", "qwen3_moe"),
     "qwen3next": _Arch("Qwen3NextForCausalLM", "qwen3_next", has_norms_of_one=True, is_rotated_in_part=True,
@@ -187,6 +191,8 @@ _GEMMA_27B_LAYERS: Final = {"gemma2": 46, "gemma3": 62}
 
 def architecture(metadata: dict[str, Any]) -> _Arch:
     name = metadata.get("general.architecture")
+    if name == PROJECTOR:
+        raise CheckpointError("this is a projector's file: name the language model's, and this one with --mmproj")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         supported = ", ".join(ARCHITECTURES)
         raise CheckpointError(f"the GGUF architecture {str(name)[:80]!r} is not supported; these are: {supported}")
@@ -258,6 +264,8 @@ def hf_config(
         rope["truncate"] = False  # which files do not say
     if arch.model_type == "ministral3":
         rope |= _ministral3_rope(get)
+    if (sections := get("rope.dimension_sections")) is not None and prefix in ("qwen2vl", "qwen3vl", "qwen3vlmoe"):
+        rope["mrope_section"] = sections[:3]  # behind them one for another kind of model
     if arch.model_type == "phi3":
         config["sliding_window"] = get("attention.sliding_window") or None
     if arch.has_norms_of_one:

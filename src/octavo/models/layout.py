@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, count, takewhile
 from typing import Final, Literal
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from octavo.base.errors import CheckpointError
-from octavo.models.checkpoint import Checkpoint
+from octavo.models.checkpoint import Checkpoint, complaints
 from octavo.models.decoder import Definition
 from octavo.models.params import TensorDecl
 from octavo.models.quantized_checkpoint import QuantizedCheckpoint
@@ -29,7 +29,6 @@ Weight = Tensor | QuantizedWeight
 
 SplitKind = Literal["parts", "heads", "stack", "pairs", "latent", "turned"]
 
-_NAMES_LISTED: Final = 10
 _LAYER: Final = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
 #: Buffers that old exports carry; they follow from the configuration.
 ALWAYS_IGNORED: Final = (r".*\.rotary_emb\.inv_freq",)
@@ -205,10 +204,21 @@ class Places:
 class TensorSource(Places):
     """The tensors that a model declares, as a checkpoint holds them."""
 
-    def __init__(self, checkpoint: Checkpoint, layout: Layout, definition: Definition) -> None:
-        """Raises CheckpointError unless the checkpoint has the tensors declared, in their shapes, and no others."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        layout: Layout,
+        definition: Definition,
+        declared: Iterable[TensorDecl] | None = None,
+        what: str = "",
+    ) -> None:
+        """Raises CheckpointError unless the checkpoint has the tensors declared, in their shapes, and no others.
+
+        `declared`: those of the definition's tensors that are here; None: all. `what`: the name of these in messages.
+        """
         self._checkpoint = checkpoint
-        super().__init__(layout, {self._key(tensor): tensor for tensor in definition.tensors.values()})
+        tensors = definition.tensors.values() if declared is None else declared
+        super().__init__(layout, {self._key(tensor): tensor for tensor in tensors})
         self._unused = definition.spec.unused
         self._places: dict[str, Place] = {}  # by the declared name
         #: Tensors of which not all parts were taken: the weight, and how many are left.
@@ -226,7 +236,7 @@ class TensorSource(Places):
         for name in [name for name in self._places if name not in self._declared]:
             if any(re.fullmatch(pattern, name) for pattern in layout.surplus):
                 del self._places[name]
-        self._check_names(definition.spec.model_type)
+        self._check_names(what or f"{definition.spec.model_type} model")
         if isinstance(checkpoint, QuantizedCheckpoint):
             for each in self._places.values():
                 checkpoint.settle(each.name, self._shape(each))
@@ -343,24 +353,10 @@ class TensorSource(Places):
     def _key(self, tensor: TensorDecl) -> str:
         return tensor.gguf if self._checkpoint.naming == "gguf" else tensor.name
 
-    def _check_names(self, model_type: str) -> None:
+    def _check_names(self, what: str) -> None:
         declared, found = set(self._declared), set(self._places)
         if told := complaints(sorted(declared - found), sorted(found - declared)):
-            raise CheckpointError(f"{self._checkpoint.source}: not a complete {model_type} model: {told}")
-
-
-def complaints(missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    """What is wrong with the names of a checkpoint's tensors; empty: nothing."""
-    return "; ".join(
-        f"{len(names)} {what} tensor{'s' if len(names) > 1 else ''}: {listed(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected))
-        if names
-    )
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first of many names, for messages."""
-    return ", ".join(names[:_NAMES_LISTED]) + (", ..." if len(names) > _NAMES_LISTED else "")
+            raise CheckpointError(f"{self._checkpoint.source}: not a complete {what}: {told}")
 
 
 def _taken(weight: Weight, rows: Tensor) -> Weight:

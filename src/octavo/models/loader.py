@@ -159,9 +159,9 @@ def _check_room(source: str, needed: int, free: FreeMemory) -> None:
 
 def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpoint:
     """The checkpoint of a configuration, which may say otherwise than the files. `device`: for random weights."""
-    path = Path(config.model)
+    path, projector = Path(config.model), None if config.mmproj is None else Path(config.mmproj)
     if config.load_format == "dummy":
-        source: Checkpoint | None = GGUFCheckpoint(path) if path.suffix == ".gguf" else None
+        source: Checkpoint | None = GGUFCheckpoint(path, projector) if path.suffix == ".gguf" else None
         stored = with_part_configs(read_json(path / "config.json"), path) if source is None else source.config
         values = overridden(stored, config)
         if source is None and quantization_config(path, values) is not None:
@@ -174,7 +174,9 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
     if path.suffix == ".gguf":
         if config.load_format not in ("auto", "gguf"):
             raise CheckpointError(f"{path}: a GGUF file cannot be read with --load-format {config.load_format}")
-        found: GGUFCheckpoint | StoredCheckpoint | QuantizedCheckpoint | Mxfp4Checkpoint = GGUFCheckpoint(path)
+        found: GGUFCheckpoint | StoredCheckpoint | QuantizedCheckpoint | Mxfp4Checkpoint = GGUFCheckpoint(
+            path, projector
+        )
     else:
         extra = config.model_loader_extra_config
         if config.load_format == "tensorizer":

@@ -9,6 +9,8 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Final
 
+from octavo.base.config import ModelConfig
+from octavo.base.config.media import is_wanted
 from octavo.base.errors import CheckpointError
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families import (
@@ -103,6 +105,7 @@ from octavo.models.layout import (
 from octavo.models.mamba import MAMBA2_GGUF, MAMBA_GGUF
 from octavo.models.pooling import causal_name
 from octavo.models.spec import ModelSpec, PicturesSpec, TowerSpec
+from octavo.models.tower import ROOM
 from octavo.models.vision import blip2, fuyu, idefics3, internvl, llava, pixtral, qwen2_vl, qwen3_vl
 from octavo.models.vision import chameleon as chameleon_vision
 from octavo.models.vision import gemma3 as gemma3_vision
@@ -392,15 +395,16 @@ def add_families() -> None:
         FAMILIES[entry.name] = family
 
 
-def find_family(config: dict[str, Any], source: str) -> Family:
-    """The family of a configuration in Hugging Face's form; `source` names it in messages.
+def find_family(config: dict[str, Any], source: str, *, sees: bool = True) -> Family:
+    """The family of a configuration in Hugging Face's form; `source` names it in messages. `sees`: with the tower of a
+    model that has one.
 
     Raises CheckpointError for an architecture that is not implemented.
     """
     add_families()
     text = text_part(config)
     if text is not None:
-        return _with_tower(find_family(text, source), config)
+        return _with_tower(find_family(text, source), config, sees)
     by_type = {family.model_type: name for name, family in reversed(FAMILIES.items())}  # the first of a type
     names = config.get("architectures") or [by_type.get(str(config.get("model_type")), config.get("model_type"))]
     name = names[0] if isinstance(names, list) and len(names) == 1 else names
@@ -420,7 +424,7 @@ def find_family(config: dict[str, Any], source: str) -> Family:
 _BARE: Final = (r"^(?=(embed_tokens|layers|norm)\.)", "model.")
 
 
-def _with_tower(family: Family, config: dict[str, Any]) -> Family:
+def _with_tower(family: Family, config: dict[str, Any], sees: bool) -> Family:
     """The family of a text part, for the files of a model that also sees."""
     hf, seeing = family.hf, _seeing(config)
     if seeing is None or isinstance(_tower(config, seeing, family), CheckpointError):
@@ -435,6 +439,7 @@ def _with_tower(family: Family, config: dict[str, Any]) -> Family:
             transposed=transposed,
             either_way=seeing.either_way,
             flattened=f"{FLATTENED}|{whisper_tower.FLATTENED}",
+            surplus=hf.surplus if sees else (*hf.surplus, rf"{ROOM}\..*"),
         )
     return replace(family, hf=hf)
 
@@ -471,6 +476,12 @@ def model_spec(config: dict[str, Any], source: str) -> ModelSpec:
     Raises CheckpointError for an architecture or an option that is not implemented. Code that the configuration
     points to is never run.
     """
+    return seen_spec(config, source, ModelConfig())
+
+
+def seen_spec(config: dict[str, Any], source: str, model: ModelConfig) -> ModelSpec:
+    """The same with what the command line says: without a tower that no request may use, and not without that of a file
+    of its own."""
     if config.get("auto_map") is not None:
         logger.warning("%s: auto_map is ignored: octavo runs no code from a model's files", source)
     family = find_family(config, source)
@@ -484,11 +495,21 @@ def model_spec(config: dict[str, Any], source: str) -> ModelSpec:
     seeing, why = _seeing(config), ""
     if seeing is not None:
         tower = _tower(config, seeing, family)
-        if not isinstance(tower, CheckpointError):
+        if isinstance(tower, CheckpointError):
+            if model.mmproj is not None:
+                raise CheckpointError(f"{model.mmproj}: {tower.message}")
+            why = f": {tower.message}"
+        elif isinstance(tower[0], TowerSpec) and _is_idle(tower[0], model):
+            why = ": --limit-mm-per-prompt allows no media"
+        else:
             seen = spec if seeing.text is None else seeing.text(ConfigReader(text), spec)
             if isinstance(tower[0], PicturesSpec):
                 return replace(seen, pictures=tower[0], unused=tower[1])
             return replace(seen, tower=tower[0], unused=tower[1])
-        why = f": {tower.message}"
     logger.info("%s: only the text part of the model is served%s", source, why)
     return spec
+
+
+def _is_idle(tower: TowerSpec, model: ModelConfig) -> bool:
+    """Whether no request may use it. How prompts see themselves would go with a tower that says so."""
+    return not tower.whole_prompts and not any(is_wanted(kind, model) for kind in tower.kinds)

@@ -79,15 +79,24 @@ class MediaText:
         return tuple(sorted(items, key=lambda item: item.offset))
 
     def expanded_ids(self, ids: Sequence[int], marks: Sequence[Mark], encode: Callable[[str], list[int]]) -> list[int]:
-        """The same of a prompt that was given as ids, in which a medium is one token."""
-        waiting: dict[int, list[str]] = {}
+        """The same of a prompt that was given as ids, in which a medium is the tokens of its placeholder, or where that
+        is no token, the one that stands for a row."""
+        waiting: list[tuple[list[int], list[str]]] = []
         for kind, placeholder in self.placeholders.items():
+            texts = [mark.prepared.text for mark in reversed(marks) if mark.kind == kind]
             found = encode(placeholder)
-            # Where it is no token, the one that stands for a row stands for the medium too.
-            token = found[0] if len(found) == 1 else self._ids[kind]
-            waiting[token] = [mark.prepared.text for mark in reversed(marks) if mark.kind == kind]
+            waiting.append((found, texts))
+            if len(found) != 1:
+                waiting.append(([self._ids[kind]], texts))
         new: list[int] = []
-        for token in ids:
-            own = waiting.get(token)
-            new += encode(own.pop()) if own else [token]
+        at = 0
+        while at < len(ids):
+            for tokens, texts in waiting:
+                if tokens and texts and list(ids[at : at + len(tokens)]) == tokens:
+                    new += encode(texts.pop())
+                    at += len(tokens)
+                    break
+            else:
+                new.append(ids[at])
+                at += 1
         return new

@@ -1,6 +1,7 @@
 """Encoded rows of media: made by the model's tower, kept as long as the scheduler says, put where their tokens are.
 
-A picture is one or several sequences of patches, of which all rows see each other.
+A picture is one or several sequences of patches, of which all rows see each other. A video is one for each of its
+times; their windows and positions are the same.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class MediaEncoder:
         if self._codes is not None:
             side = self._codes.side
             return self._codes.run(values.reshape(num_sequences * length, 3, side, side))
-        if self._spec.frames > 1:  # a picture stands still
+        if width < self._spec.patch_values:  # a picture stands still
             still = values.reshape(num_sequences, length, 3, 1, width // 3)
             values = np.repeat(still, self._spec.frames, 3)
         if has_class := self._spec.has_class_token:
@@ -162,7 +163,7 @@ class MediaEncoder:
             if is_last and joined:
                 rows = torch.cat(joined, 1)
             rows = runner.run(
-                array(item.tensors["windows"]).tolist() if stage.is_windowed else lens,
+                array(item.tensors["windows"]).tolist() * len(lens) if stage.is_windowed else lens,
                 rows=rows,
                 positions=positions,
                 needed=needed if is_last else None,
@@ -170,7 +171,7 @@ class MediaEncoder:
             if len(self._stages) > 1:
                 runner.release()
             if number == 0 and self._position_table is not None:
-                rows += self._mixed_positions(item, self._position_table).to(self._dtype)
+                rows += self._mixed_positions(item, self._position_table).to(self._dtype).repeat(len(lens), 1)
             if stage.is_joined:
                 joined.append(rows)
             if tap is not None:

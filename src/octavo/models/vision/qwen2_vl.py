@@ -82,6 +82,7 @@ def any_size(vision: ConfigReader, width: int, norm: NormSpec, mlp: MLP | GatedM
         post_norm=norm,
         merge=merge,
         projector=ProjectorSpec(inner_size=merge * width),
+        kinds=("image", "video") if frames > 1 else ("image",),
     )
 
 

@@ -19,6 +19,8 @@ from octavo.base.media import MediaKind, MediaTensor, PreparedMedia, media_diges
 CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 HALF: Final = (0.5, 0.5, 0.5)
+#: Pillow's number of the filter.
+BICUBIC: Final = 3
 
 
 def resized(pixels: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
@@ -142,9 +144,11 @@ def prepared(
     rows: int,
     text: str,
     grid: tuple[int, int, int] | None = None,
+    time_step: float = 1.0,
 ) -> PreparedMedia:
     tensors = {
         name: MediaTensor(str(array.dtype), array.shape, np.ascontiguousarray(array).tobytes())
         for name, array in arrays.items()
     }
-    return PreparedMedia(kind, media_digest(kind, tensors, grid), tensors, rows, text, grid)
+    digest = media_digest(kind, tensors, grid, time_step)
+    return PreparedMedia(kind, digest, tensors, rows, text, grid, time_step)

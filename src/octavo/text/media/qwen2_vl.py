@@ -12,8 +12,8 @@ from octavo.base.errors import InvalidRequest
 from octavo.base.media import PreparedMedia
 from octavo.text.media import images
 
-_BICUBIC: Final = 3
 _MOST_RATIO: Final = 200
+_MOST_RATE: Final = 1000
 #: Pixels of a picture; and the most that a request may ask for.
 _LEAST, _MOST, _LIMIT = 56 * 56, 28 * 28 * 1280, 28 * 28 * 16384
 #: What a tower has rotations for.
@@ -49,41 +49,54 @@ class Qwen2VLProcessor:
         self._most = settings.get("max_pixels") or size.get("longest_edge") or _MOST
 
     def image(self, pixels: np.ndarray, options: Mapping[str, Any]) -> PreparedMedia:
-        for name, value in options.items():
-            is_bound = name in ("min_pixels", "max_pixels") and type(value) is int and 0 < value <= _LIMIT
-            if not is_bound and name != "detail":
-                raise InvalidRequest(
-                    f"The model's image processor has no option `{name}` with this value. It has `min_pixels` and "
-                    f"`max_pixels` (1 to {_LIMIT}).",
-                    "mm_processor_kwargs",
-                )
+        options = self._checked(options)
         least, most = options.get("min_pixels", self._least), options.get("max_pixels", self._most)
         if options.get("detail") == "low":
             most = max(least, most // 4)
         if self._settings.get("do_resize", True):
             height, width = pixels.shape[:2]
             height, width = self._size(height, width, least, most)
-            pixels = images.resized(pixels, height, width, int(self._settings.get("resample", _BICUBIC)))
+            pixels = images.resized(pixels, height, width, int(self._settings.get("resample", images.BICUBIC)))
         found, places = images.patches(pixels, self._patch_size, self._merge)
         lines, columns = (int(count) // self._merge for count in places.max(0) + 1)
         rows = lines * columns
-        arrays = {"levels": self._levels}
+        arrays = self._arrays(found[None], places, self._levels)
+        return images.prepared("image", arrays, rows, self.placeholder * rows, (1, lines, columns))
+
+    def _checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Options of pictures and videos alike, as a request may bring both. Raises InvalidRequest."""
+        for name, value in options.items():
+            is_bound = name in ("min_pixels", "max_pixels") and type(value) is int and 0 < value <= _LIMIT
+            is_rate = name == "fps" and type(value) in (int, float) and 0 < value <= _MOST_RATE
+            if not is_bound and not is_rate and name != "detail":
+                raise InvalidRequest(
+                    f"The model's image processor has no option `{name}` with this value. It has `min_pixels` and "
+                    f"`max_pixels` (1 to {_LIMIT}), and of videos `fps`, the frames a second (above 0, at most "
+                    f"{_MOST_RATE}).",
+                    "mm_processor_kwargs",
+                )
+        return options
+
+    def _arrays(self, found: np.ndarray, places: np.ndarray, levels: np.ndarray) -> dict[str, np.ndarray]:
+        """Of the patches of one or several pictures of a size, uint8 [S, patches, values], at the places of one."""
+        lines, columns = (int(count) // self._merge for count in places.max(0) + 1)
+        rows, count = lines * columns, len(found)
+        arrays = {"levels": levels}
         if self._table_side:
             arrays["corners"], arrays["shares"] = _mixed(places, self._table_side)
         if self._window:
             order, arrays["windows"] = _windows(lines, columns, self._window)
             arrays["windows"] *= self._merge**2
-            arrays["order"] = np.argsort(order).astype(np.int32)
-            found, places = (
-                each.reshape(rows, -1, each.shape[1])[order].reshape(each.shape) for each in (found, places)
-            )
-        arrays |= {"patches": found[None], "positions": places.T[:, None]}
-        return images.prepared("image", arrays, rows, self.placeholder * rows, (1, lines, columns))
+            own = np.argsort(order).astype(np.int32)
+            arrays["order"] = np.concatenate([own + rows * number for number in range(count)])
+            found = found.reshape(count, rows, -1, found.shape[2])[:, order].reshape(found.shape)
+            places = places.reshape(rows, -1, 2)[order].reshape(places.shape)
+        positions = np.repeat(places.T[:, None], count, 1)
+        return {**arrays, "patches": found, "positions": positions}
 
     def _size(self, height: int, width: int, least: int, most: int) -> tuple[int, int]:
         factor = self._patch_size * self._merge
-        if max(height, width) / min(height, width) > _MOST_RATIO:
-            raise InvalidRequest(f"The longer side of an image may be at most {_MOST_RATIO} times the other.", "image")
+        self._check_ratio(height, width)
         new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
         if new_height * new_width > most:
             beta = math.sqrt(height * width / most)
@@ -93,10 +106,17 @@ class Qwen2VLProcessor:
             beta = math.sqrt(least / (height * width))
             new_height = math.ceil(height * beta / factor) * factor
             new_width = math.ceil(width * beta / factor) * factor
-        longest = _MOST_PATCHES_A_SIDE * self._patch_size
-        if max(new_height, new_width) > longest:
-            raise InvalidRequest(f"A side of an image has at most {longest} pixels behind its resizing.", "image")
+        self._check_sides(new_height, new_width)
         return new_height, new_width
+
+    def _check_ratio(self, height: int, width: int) -> None:
+        if max(height, width) / min(height, width) > _MOST_RATIO:
+            raise InvalidRequest(f"The longer side of an image may be at most {_MOST_RATIO} times the other.", "image")
+
+    def _check_sides(self, height: int, width: int) -> None:
+        longest = _MOST_PATCHES_A_SIDE * self._patch_size
+        if max(height, width) > longest:
+            raise InvalidRequest(f"A side of an image has at most {longest} pixels behind its resizing.", "image")
 
 
 def _windows(lines: int, columns: int, side: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,15 +8,19 @@ from typing import Any
 from octavo.base.errors import CheckpointError
 from octavo.text.media import images
 from octavo.text.media.fuyu import FuyuProcessor
+from octavo.text.media.gemma3 import Gemma3Processor
 from octavo.text.media.idefics3 import Idefics3Processor
 from octavo.text.media.internvl import InternVLProcessor
 from octavo.text.media.llava_next import LlavaNextProcessor
 from octavo.text.media.pixtral import PixtralProcessor
 from octavo.text.media.processor import MediaProcessor
 from octavo.text.media.qwen2_vl import Qwen2VLProcessor
+from octavo.text.media.qwen_video import QwenVideoProcessor
 from octavo.text.media.square import SquareProcessor
 from octavo.text.media.tiles import Llama4Processor, MllamaProcessor
 
+#: The settings of the video processor, among those of a family that takes videos.
+_VIDEO = "video"
 #: Sizes that configurations of towers leave out, since they are transformers' defaults, by `model_type`.
 _TOWERS: dict[str, tuple[int, int]] = {  # image, patch
     "clip_vision_model": (224, 32),
@@ -27,15 +31,30 @@ _TOWERS: dict[str, tuple[int, int]] = {  # image, patch
 
 
 def media_processor(
-    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    token_id: Callable[[str], int | None],
+    video: Mapping[str, Any] | None = None,
 ) -> MediaProcessor | None:
     """The processor of a model with this config.json; None: it reads text alone.
 
-    `settings`: of the image processor, `image_settings`. `token_id`: of a special token's text.
+    `settings`: of the image processor, `image_settings`. `token_id`: of a special token's text. `video`: the settings
+    of the video processor, `video_settings`; None: those of a family.
     """
     names = config.get("architectures") or ["?"]
+    if video is not None:
+        settings = {**settings, _VIDEO: video}
     make = _PROCESSORS.get(str(names[0]))
     return None if make is None else make(config, settings, token_id)
+
+
+def video_settings(
+    processor: Mapping[str, Any] | None, video: Mapping[str, Any] | None, preprocessor: Mapping[str, Any] | None
+) -> Mapping[str, Any]:
+    """Of a video processor, from what processor_config.json, video_preprocessor_config.json and
+    preprocessor_config.json hold, as far as they are there: older files have those of pictures alone."""
+    found = (processor or {}).get("video_processor")
+    return found if isinstance(found, Mapping) else video or preprocessor or {}
 
 
 def image_settings(processor: Mapping[str, Any] | None, preprocessor: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -70,10 +89,14 @@ def _llava(
         return _pixtral({"spatial_merge_size": 1, **config}, settings, token_id)
     if str((config.get("vision_config") or {}).get("model_type")) not in ("clip_vision_model", "siglip_vision_model"):
         return None
+    found, row_text = _placeholder_id(config, token_id, "<image>"), "<image>"
+    if found < 0:  # language models that were trained without one: any token that no text has will do
+        found, row_text = _placeholder_id(config, token_id, "<unk>"), "<unk>"
     return SquareProcessor(
         settings,
         placeholder="<image>",
-        placeholder_id=_placeholder_id(config, token_id, "<image>"),
+        placeholder_id=found,
+        row_text=row_text,
         has_class_row=config.get("vision_feature_select_strategy") == "full"
         and config["vision_config"]["model_type"] == "clip_vision_model",
         **_sizes(config),
@@ -92,11 +115,16 @@ def _idefics3(
 
 
 def _qwen2_vl(
-    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None], **more: int
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None], **more: Any
 ) -> MediaProcessor:
     tower = config.get("vision_config") or {}
-    return Qwen2VLProcessor(
-        settings,
+    video_id = config.get("video_token_id")
+    found = token_id("<|video_pad|>") if video_id is None else int(video_id)
+    return QwenVideoProcessor(
+        {key: value for key, value in settings.items() if key != _VIDEO},
+        video=settings.get(_VIDEO) or {},
+        video_id=-1 if found is None else found,
+        frames=int(tower.get("temporal_patch_size", 2)),
         placeholder_id=_placeholder_id(config, token_id, Qwen2VLProcessor.placeholder),
         patch_size=int(tower.get("patch_size", 14)),
         merge=int(tower.get("spatial_merge_size", 2)),
@@ -109,7 +137,10 @@ def _qwen2_5_vl(
 ) -> MediaProcessor:
     tower = config.get("vision_config") or {}
     window = int(tower.get("window_size", 112)) // int(tower.get("spatial_merge_size", 2))
-    return _qwen2_vl(config, settings, token_id, window=window // int(tower.get("patch_size", 14)))
+    window //= int(tower.get("patch_size", 14))
+    return _qwen2_vl(
+        config, settings, token_id, window=window, tokens_per_second=float(tower.get("tokens_per_second", 4))
+    )
 
 
 def _qwen3_vl(
@@ -119,7 +150,7 @@ def _qwen3_vl(
     config = {**config, "vision_config": {"patch_size": 16, **tower}}
     side = int(int(tower.get("num_position_embeddings", 2304)) ** 0.5)
     half = {"image_mean": images.HALF, "image_std": images.HALF}
-    return _qwen2_vl(config, {**half, **settings}, token_id, table_side=side)
+    return _qwen2_vl(config, {**half, **settings}, token_id, table_side=side, tells_times=True)
 
 
 def _siglip(config: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -134,11 +165,9 @@ def _siglip(config: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dic
 def _gemma3(
     config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
 ) -> MediaProcessor:
-    if settings.get("do_pan_and_scan"):
-        raise CheckpointError("The image processor's `do_pan_and_scan` is not implemented: set it to false.")
     settings, sizes = _siglip(config, {"resample": 2, **settings})
     side = sizes["image_size"] // sizes["patch_size"]
-    return SquareProcessor(
+    return Gemma3Processor(
         settings,
         placeholder="<start_of_image>",
         placeholder_id=_placeholder_id(config, token_id, "<image_soft_token>"),

@@ -26,7 +26,7 @@ _TEXT_PARTS: Final = {
     "text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal", "thinking": "thinking",
 }  # fmt: skip
 #: Kinds of marks.
-_MARKS: Final = ("image", "audio")
+_MARKS: Final = ("image", "audio", "video")
 #: Names under which callers send the reasoning of earlier turns and templates read it, best first.
 _REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 
