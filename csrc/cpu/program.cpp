@@ -230,10 +230,21 @@ struct ProgramRun {
             else std::memcpy(to, from, size_t(op.width) * sizeof(float));
         }
         PackedLinear::linear_groups(op.gate_up_weights, starts, at(op.gate_up), at(op.grouped));
+        std::optional<LoraPlan> deltas;
+        if (op.gate_up_bank && step.adapter_slots) {
+            const int32_t* slots = adapter_slots.empty() ? step.adapter_slots : adapter_slots.data();
+            std::vector<int32_t> of_places(size_t(count), -1);
+            for (int64_t i = 0; i < count; ++i)
+                if (const int32_t slot = slots[i / op.top_k]; slot >= 0)
+                    of_places[size_t(places[i])] = ids[i] * op.num_adapters + slot;
+            deltas.emplace(of_places.data(), count);
+            op.gate_up_bank->add(at(op.gate_up), at(op.grouped), *deltas);
+        }
         const auto& activation = OCTAVO_KERNELS(activation_kernels);
         if (op.gated) activation.act_mul(at(op.act), at(op.gate_up), count, op.inner, op.kind);
         else activation.act(at(op.act), at(op.gate_up), count, op.inner, op.kind, nullptr);
         PackedLinear::linear_groups(op.down_weights, starts, at(op.grouped), at(op.act));
+        if (deltas) op.down_bank->add(at(op.grouped), at(op.act), *deltas);
         OCTAVO_KERNELS(experts_kernels)
             .combine(at(op.out), at(op.grouped), places, op.scales_input ? nullptr : at(op.weights), rows, op.top_k, op.width);
     }

@@ -228,6 +228,9 @@ struct ExpertsRecord {
     Activation kind;
     bool gated;
     bool scales_input;  // the weights multiply what goes into an expert, else what comes out
+    // What adapters add to both products, or null; of expert e and the adapter in slot s in slot e num_adapters + s.
+    const LoraBank *gate_up_bank, *down_bank;
+    int num_adapters;
 };
 struct AddGatedRecord {
     BufferId residual, x, gates;

@@ -48,10 +48,16 @@ class Definition:
     cache_groups: tuple[CacheGroup, ...]  # of the program's caches, by their index
     tower: TowerDefinition | None = field(default=None, kw_only=True)  # of a model that also sees
     encoder: EncoderDefinition | None = field(default=None, kw_only=True)
+    extra_tokens: int = field(default=0, kw_only=True)  # ids behind the vocabulary, which adapters give a meaning
     pictures: PicturesDefinition | None = field(default=None, kw_only=True)  # in the place of an encoder
     crossing: Program | None = field(
         default=None, kw_only=True
     )  # from the encoder's rows to the caches of those that see them, in their order
+
+    @property
+    def num_ids(self) -> int:
+        """Of tokens, and columns of the logits."""
+        return self.spec.vocab_size + self.extra_tokens
 
     @property
     def windows(self) -> tuple[int, ...]:

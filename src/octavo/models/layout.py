@@ -73,7 +73,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a declared tensor is: the number-th of `siblings` in one tensor of the checkpoint."""
 
     name: str
@@ -136,7 +136,7 @@ class Places:
     def declared(self, name: str) -> TensorDecl | None:
         return self._declared.get(name)
 
-    def places_of(self, name: str) -> dict[str, _Place]:
+    def places_of(self, name: str) -> dict[str, Place]:
         """What a tensor of that name holds, by the declared names; it may be none of the model's."""
         renamed = self._renamed(name)
         transposed = bool(re.fullmatch(self._layout.transposed, renamed))
@@ -154,7 +154,7 @@ class Places:
                     whole = takewhile(lambda parts: self._declared.keys() >= set(parts), numbered)
                     names = tuple(chain.from_iterable(whole)) or (renamed,)
         return {
-            each: _Place(name, names, number, kind, transposed, num_parts, skipped) for number, each in enumerate(names)
+            each: Place(name, names, number, kind, transposed, num_parts, skipped) for number, each in enumerate(names)
         }
 
     def _renamed(self, name: str) -> str:
@@ -168,7 +168,7 @@ class Places:
     def _is_apart(self, name: str) -> bool:
         return bool(self._layout.apart) and name.startswith(self._layout.apart)
 
-    def _shape(self, place: _Place) -> tuple[int, ...]:
+    def _shape(self, place: Place) -> tuple[int, ...]:
         """What the tensor of the checkpoint must have."""
         shapes = self._group_shapes(place)
         num_groups, rows = len(place.siblings) // place.num_parts, sum(rows for rows, *_ in shapes)
@@ -176,13 +176,13 @@ class Places:
         shape = shape[::-1] if place.transposed else shape
         return (num_groups, *shape) if place.is_stack else shape
 
-    def _group_shapes(self, place: _Place) -> list[tuple[int, ...]]:
+    def _group_shapes(self, place: Place) -> list[tuple[int, ...]]:
         """Of the tensors of a group, as their rows stand in the tensor of the checkpoint. There may be hundreds of
         groups, and each of their tensors asks for it."""
         shapes = [self._declared[name].shape for name in place.siblings[: place.num_parts]]
         return [shape[::-1] if place.turns(number) else shape for number, shape in enumerate(shapes)]
 
-    def ordered_rows(self, place: _Place, tensor: TensorDecl, count: int) -> Tensor | None:
+    def ordered_rows(self, place: Place, tensor: TensorDecl, count: int) -> Tensor | None:
         """Which rows of the tensor of the checkpoint are the declared one, in the order of its pairs of a rotation.
         `count`: its rows, if they are all there are."""
         rows = self._rows(place)
@@ -195,7 +195,7 @@ class Places:
         turned = (heads[:, None] + torch.tensor(order)).flatten()
         return turned if rows is None else rows[turned]
 
-    def _rows(self, place: _Place) -> Tensor | None:
+    def _rows(self, place: Place) -> Tensor | None:
         """Which rows of the tensor of the checkpoint are the declared one; None: all."""
         if len(place.siblings) == 1 and not place.skipped:
             return None
@@ -233,7 +233,7 @@ class TensorSource(Places):
         tensors = definition.tensors.values() if declared is None else declared
         super().__init__(layout, {self._key(tensor): tensor for tensor in tensors})
         self._unused = definition.spec.unused
-        self._places: dict[str, _Place] = {}  # by the declared name
+        self._places: dict[str, Place] = {}  # by the declared name
         #: Tensors of which not all parts were taken: the weight, and how many are left.
         self._open: dict[str, tuple[Weight, int]] = {}
         ignored = (*ALWAYS_IGNORED, *layout.ignored)
@@ -349,7 +349,7 @@ class TensorSource(Places):
             return whole.t().contiguous()
         return whole
 
-    def _whole(self, place: _Place) -> Weight:
+    def _whole(self, place: Place) -> Weight:
         """The tensor of the checkpoint, kept until all that it holds was taken. Of a stack the first two dimensions
         are one."""
         weight, left = self._open.pop(place.name, (None, len(place.siblings)))

@@ -514,6 +514,7 @@ class Experts(Op):
     Rows are computed grouped by expert. `places` int32 [rows, k] says where in the groups they went; `grouped`,
     `gate_up` and `act` hold k of their rows a row: what goes into the groups and comes out, and what is between.
     Weights: gate_up [num_experts, 2 inner, width] (inner, if not gated), down [num_experts, width, inner].
+    `has_adapters`: both products may have what adapters add to them; `lora.bank_name` says where it is.
     """
 
     out: Buffer
@@ -529,6 +530,7 @@ class Experts(Op):
     act: Buffer
     gated: bool = True
     scales_input: bool = False
+    has_adapters: bool = False
     reads: ClassVar = ("x", "ids", "weights")
     writes: ClassVar = ("out", "places", "grouped", "gate_up", "act")
 

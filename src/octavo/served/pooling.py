@@ -99,6 +99,7 @@ async def pool(model: ServedModel, turn: TextsTurn) -> list[PooledText]:
     Raises `RequestError` naming the field, or `ServerError`.
     """
     info = pooling_info(model)
+    await model.adapter_ready()
     _check_wanted(model, info, turn)
     requests = await _requests(model, turn)
     for request in requests:
@@ -187,6 +188,7 @@ async def _requests(model: ServedModel, turn: TextsTurn) -> list[GenerateRequest
                 is_whole=True,
                 trace_headers=turn.trace_headers,
                 media=prompt.media,
+                **model.adapter_fields,
             )
         )
     return requests

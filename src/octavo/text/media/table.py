@@ -44,8 +44,8 @@ def media_processor(
 ) -> MediaProcessor | None:
     """The processor of a model with this config.json; None: it reads text alone.
 
-    `settings`: of the image processor, `image_settings`, and `OPENING`. `token_id`: of a special token's text. `video`: the
-    settings of the video processor, `video_settings`; None: those of a family.
+    `settings`: of the image processor, `image_settings`, and `OPENING`. `token_id`: of a special token's text.
+    `video`: the settings of the video processor, `video_settings`; None: those of a family.
     """
     names = config.get("architectures") or ["?"]
     if video is not None:
