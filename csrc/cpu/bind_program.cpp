@@ -179,16 +179,16 @@ void bind_program(nb::module_& m) {
         .def(
             "attend",
             [](Program& self, BufferId out, BufferId qkv, int64_t row_stride, const Heads& heads, int cache, int group, int window,
-               bool chunked, float scale, float k_scale, float v_scale, float softcap, Address slopes, Address sinks, bool causal,
-               bool reads_key_ends, bool of_encoder, const Blocks& blocks) {
+               bool chunked, float scale, float k_scale, float v_scale, float softcap, Address slopes, Address biases, int reach,
+               Address sinks, bool causal, bool reads_key_ends, bool of_encoder, const Blocks& blocks) {
                 self.add(AttendRecord{out, qkv, row_stride, counts(heads), cache, group, window, chunked, scale, k_scale,
-                                      v_scale, softcap, at<float>(slopes), at<float>(sinks), causal, reads_key_ends, of_encoder,
-                                      key_blocks(blocks)});
+                                      v_scale, softcap, at<float>(slopes), at<float>(biases), reach, at<float>(sinks), causal,
+                                      reads_key_ends, of_encoder, key_blocks(blocks)});
             },
             nb::kw_only(), nb::arg("out"), nb::arg("qkv"), nb::arg("row_stride"), nb::arg("heads"), nb::arg("cache"),
             nb::arg("group"), nb::arg("window"), nb::arg("chunked"), nb::arg("scale"), nb::arg("k_scale"), nb::arg("v_scale"),
-            nb::arg("softcap"), nb::arg("slopes"), nb::arg("sinks"), nb::arg("causal"), nb::arg("reads_key_ends"),
-            nb::arg("of_encoder"), nb::arg("blocks"))
+            nb::arg("softcap"), nb::arg("slopes"), nb::arg("biases"), nb::arg("reach"), nb::arg("sinks"), nb::arg("causal"),
+            nb::arg("reads_key_ends"), nb::arg("of_encoder"), nb::arg("blocks"))
         .def(
             "head_linear",
             [](Program& self, std::vector<const PackedLinear*> weights, BufferId out, BufferId x, int64_t out_width,

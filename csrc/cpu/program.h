@@ -148,7 +148,9 @@ struct AttendRecord {
     int cache, group, window;
     bool chunked;
     float scale, k_scale, v_scale, softcap;
-    const float *slopes, *sinks;  // may be null
+    const float *slopes, *biases;  // may be null
+    int reach;
+    const float* sinks;  // may be null
     bool causal, reads_key_ends, of_encoder;
     KeyBlocks blocks;
 };

@@ -193,9 +193,7 @@ def grouped(ops: Sequence[Op]) -> tuple[list[Op], tuple[CacheGroup, ...]]:
 def _add_heads(build: Builder, pooling: PoolingSpec, width: int) -> None:
     """Weights that no operation of the program reads: those of one row."""
     for head in pooling.heads:
-        build.table(head.name, head.gguf, (head.size, width))
-        if head.bias:
-            build.vector([Matrix(name=head.name, gguf=head.gguf, rows=head.size)], head.name, "bias", "bias")
+        build.pooled_head(head, width)
         width = head.size
 
 
@@ -227,6 +225,9 @@ def _embeddings(build: Builder, spec: ModelSpec) -> Weight | None:
     if spec.pooling is not None:
         build.matrices(EMBEDDING, [replace(table, bias=False)], columns, None, "embedding")
         if spec.token_types and not spec.learned_positions:
+            if spec.types_by_id:
+                weight = Weight(EMBEDDING, (spec.token_types * spec.vocab_size, columns))
+                build.params[-1] = replace(build.params[-1], weight=weight)
             _token_types(build, spec)
         return None
     if spec.tie_word_embeddings:

@@ -381,6 +381,7 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         op.softcap,
         chunked=op.cache.chunked,
         slopes=frame.weight(op.slopes),
+        biases=frame.weight(op.biases),
         sinks=frame.weight(op.sinks),
         k_scale=op.cache.k_scale,
         v_scale=op.cache.v_scale,

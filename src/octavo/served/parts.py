@@ -180,6 +180,28 @@ class SoundProcessor(Protocol):
         ...
 
 
+@runtime_checkable
+class VideoProcessor(Protocol):
+    """A `text.media.processor.MediaProcessor` of a family that knows of time in videos. Called from threads."""
+
+    @property
+    def video_placeholder(self) -> str:
+        """What stands for a video in the text that a chat template makes, to be replaced by `PreparedMedia.text`."""
+        ...
+
+    @property
+    def video_placeholder_id(self) -> int:
+        """The token that the `PreparedMedia.text` of a video holds once a row; negative: there is none."""
+        ...
+
+    def video(
+        self, frames: Sequence[np.ndarray], times: Sequence[float] | None, duration: float, options: Mapping[str, Any]
+    ) -> PreparedMedia:
+        """`frames` uint8 [height, width, 3], shown at `times` in seconds (None: not known) of `duration` seconds.
+        Raises `InvalidRequest`."""
+        ...
+
+
 @dataclass(frozen=True)
 class OutputSettings:
     """How the outputs of the model are read, decided once at start."""

@@ -88,6 +88,7 @@ class PoolingInfo(Message, frozen=True, gc=False):
     classes: bool = False  # the values are those of classes, by these labels
     labels: tuple[str, ...] = ()
     reads_pairs: bool = False  # it was made for two texts in one
+    pair_template: str = ""  # which stand in it as {query} and {document}; "": the tokenizer joins them
     prompts: dict[str, str] = {}
     default_prompt: str | None = None
     dimensions: tuple[int, ...] = ()

@@ -41,6 +41,7 @@ class MediaPlace(StepData):
     digest: bytes
     spans: tuple[tuple[int, int], ...]
     grid: tuple[int, int, int] | None = None
+    time_step: float = 1.0
 
 
 class NewRequestData(StepData):

@@ -534,6 +534,7 @@ def _with_pooling(info: EngineInfo, pooling: Pooling, spec: ModelSpec) -> Engine
         classes=bool(pooling.spec.classes),
         labels=pooling.spec.labels,
         reads_pairs=bool(pooling.spec.classes) and len(pooling.spec.labels) == 1,
+        pair_template=pooling.spec.pair_template,
         prompts=dict(pooling.prompts),
         default_prompt=pooling.default_prompt,
         dimensions=pooling.dimensions,

@@ -406,7 +406,7 @@ class Scheduler:
             encoder_media=request.media if self._pictures.tiles else (),
             media=[]
             if self._pictures.tiles
-            else [MediaPlace(item.digest, item.spans, item.grid) for item in request.media],
+            else [MediaPlace(item.digest, item.spans, item.grid, item.time_step) for item in request.media],
             sampler_state=request.sampler_state,
         )
 

@@ -367,7 +367,7 @@ class CpuRunner(Runner):
         )
 
     def _attend(self, op: Attend) -> None:
-        assert op.causal or not (op.cache.window or op.slopes or op.reads_key_ends)
+        assert op.causal or not (op.cache.chunked or op.reads_key_ends)
         assert op.blocks is None or (op.causal and not op.cache.window and not op.reads_key_ends)
         self._native.attend(
             out=self._ids[op.out],
@@ -383,6 +383,8 @@ class CpuRunner(Runner):
             v_scale=op.cache.v_scale,
             softcap=op.softcap,
             slopes=self._vector(op.slopes),
+            biases=self._vector(op.biases),
+            reach=0 if op.biases is None else op.biases.shape[1] // 2,
             sinks=self._vector(op.sinks),
             causal=op.causal,
             reads_key_ends=op.reads_key_ends,
