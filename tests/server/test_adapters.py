@@ -114,3 +114,56 @@ def test_what_an_adapter_has_beyond_the_model_is_for_its_requests_alone(paths: d
         assert server.post("/v1/completions", body).status == expected
     body = {"model": "long", "prompt": [new + 1], "max_tokens": 5}
     assert server.post("/v1/completions", body).status == 400
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> dict[str, str]:
+    found = {}
+    for name, kind in {"rows": "PROMPT_TUNING", "more": "P_TUNING", "weights": "LORA"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(f'{{"peft_type": "{kind}"}}')
+        found[name] = str(tmp_path / name)
+    return found
+
+
+def test_prompt_adapters_are_known_by_their_files(prompts: dict[str, str]) -> None:
+    server = make_server(takes_adapters=True, admin_api_key="boss")
+    assert load(server, "rows", prompts["rows"]).body == b"Success: prompt adapter 'rows' added successfully."
+    assert load(server, "weights", prompts["weights"]).body == b"Success: LoRA adapter 'weights' added successfully."
+    assert load(server, "more", prompts["more"]).status == 200
+    cards = {card["id"]: card for card in server.get("/v1/models").json()["data"]}
+    assert list(cards)[-3:] == ["weights", "rows", "more"] and cards["rows"]["parent"] == MODEL
+    for name, expected in (("rows", 6), ("more", 6), ("weights", 0), (MODEL, 0)):
+        assert server.complete(model=name).status == 200
+        assert server.engine.requests[-1].num_virtual_tokens == expected
+    gone = server.post("/v1/unload_lora_adapter", {"lora_name": "rows"}, KEY)
+    assert gone.body == b"Success: prompt adapter 'rows' removed successfully."
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/messages/count_tokens", {"messages": MESSAGES}),
+        ("/v1/responses/input_tokens", {"input": "a"}),
+        ("/v1/chat/completions/input_tokens", {"messages": MESSAGES}),
+    ],
+)
+def test_virtual_tokens_are_counted(path: str, body: dict[str, Any], prompts: dict[str, str]) -> None:
+    server = make_server(takes_adapters=True, admin_api_key="boss")
+    assert load(server, "rows", prompts["rows"]).status == 200
+    counts = [server.post(path, {"model": name, **body}).json()["input_tokens"] for name in (MODEL, "rows")]
+    assert counts[1] == counts[0] + 6
+
+
+def test_virtual_tokens_take_room(prompts: dict[str, str]) -> None:
+    server = make_server(takes_adapters=True, admin_api_key="boss")
+    assert load(server, "rows", prompts["rows"]).status == 200
+    longest = server.get("/v1/models").json()["data"][0]["max_model_len"]
+    for name, room in ((MODEL, longest - 3), ("rows", longest - 9)):
+        body = {"model": name, "prompt": "abc", "max_tokens": room}
+        assert server.post("/v1/completions", body).status == 200
+        assert server.post("/v1/completions", body | {"max_tokens": room + 1}).status == 400
+        cut = {"model": name, "prompt": "a" * longest, "max_tokens": 5, "truncate_prompt_tokens": -1}
+        assert server.post("/v1/completions", cut).status == 200
+        asked = server.engine.requests[-1]
+        assert asked.num_prompt_tokens == longest - 5
