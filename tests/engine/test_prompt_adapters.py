@@ -12,6 +12,7 @@ import transformers
 
 from engine.harness import Engine, Reply, request
 from engine.test_lora import ALL, COMMON, LORA, SIZES, VOCAB, ids_of, logits, make, with_adapter
+from models.test_towers import Case, pixels
 from octavo.base.config import PromptAdapterConfig
 from octavo.base.errors import InvalidConfig
 from octavo.core.scheduler.scheduler import Scheduler
@@ -96,6 +97,25 @@ def test_logits_are_those_of_peft(tmp_path: Path, method: str) -> None:
     with torch.no_grad():
         expected = adapted(torch.tensor([ids])).logits[0, 6:]
     torch.testing.assert_close(all_logits(engine, ids, "k", 6), expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen3-vl", "granite-vision"])
+def test_rows_of_tokens_are_as_the_tokens_also_beside_pictures(tmp_path: Path, name: str) -> None:
+    """Where inner layers take rows of a picture too, where embeddings are multiplied, or all that is given is."""
+    case = Case(tmp_path / "base", name, lambda path: Engine(path, prompts=PROMPTS))
+    before, ids = [5, 9, 2, 7, 6], [8, 3, 4]
+    with torch.no_grad():
+        rows = case.model.get_input_embeddings()(torch.tensor(before))
+    case.engine.worker.read_adapter("k", str(write_prompt_adapter(tmp_path / "rows", rows)))
+    whole = request(1, before + ids, max_tokens=4, logprobs=2)
+    own = behind(request(2, ids, max_tokens=4, logprobs=2), "k", len(before))
+    seen, media = case.prompt([pixels(24, 36, 1)])
+    seeing = AddRequest(3, seen, request(3, seen, max_tokens=4).params, media=media)
+    alone = {each.request_id: case.engine.run([each]).replies[each.request_id] for each in (whole, seeing)}
+    found = case.engine.run([own, seeing]).replies
+    assert found[2] == alone[1] and found[3] == alone[3]
+    refused = case.engine.scheduler().add(behind(seeing, "k", len(before)))
+    assert refused is not None and "takes no media beside it" in (refused.error or "")
 
 
 # ---------------------------------------------------------------- in company

@@ -57,6 +57,15 @@ def with_prompts(loaded: LoadedModel, config: EngineConfig, ops: Ops, max_num_ba
     return replace(loaded, model=transformer(changed, ops, loaded.weights, max_num_batched_tokens))
 
 
+def prompt_bytes(definition: Definition, config: EngineConfig, ops: Ops) -> int:
+    """What the rows in the slots take at most."""
+    prompts = config.prompt_adapter
+    if not prompts.enable_prompt_adapter:
+        return 0
+    rows = prompts.max_prompt_adapters * prompts.max_prompt_adapter_token
+    return rows * given_width(definition) * ops.activation_dtype.itemsize
+
+
 class KeptFiles:
     """What the host keeps of adapters of both kinds, by their keys. `read` runs in a thread beside the steps."""
 

@@ -35,7 +35,7 @@ from octavo.worker.media import MediaEncoder, media_bytes
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
 from octavo.worker.pictures import MOST_PICTURES, most_rows, picture_bytes
 from octavo.worker.pooling import EncodingRunner, Pooler
-from octavo.worker.prompt_adapters import KeptFiles, PromptSlots, with_prompts
+from octavo.worker.prompt_adapters import KeptFiles, PromptSlots, prompt_bytes, with_prompts
 from octavo.worker.residence import Residence, Runner, Weights
 from octavo.worker.swap import SwapArena
 from octavo.worker.torch_profile import TorchProfile
@@ -397,7 +397,7 @@ class Worker:
         states += media_bytes(definition, ops, device.default_batched_tokens, MEDIA_CACHE_ROWS)
         buffers = states + loaded.model.step_bytes(max_num_batched_tokens, min(num_slots, max_num_batched_tokens))
         num_rows = max(max_num_batched_tokens, max_encoder_len(definition))
-        buffers += bank_bytes(definition, self._config.lora, ops)
+        buffers += bank_bytes(definition, self._config.lora, ops) + prompt_bytes(definition, self._config, ops)
         buffers += encoding_bytes(definition, ops, num_rows, num_slots)
         buffers += picture_bytes(definition, ops, self._config.cache.block_size)
         return buffers + num_slots * ids_per_slot * torch.int32.itemsize
