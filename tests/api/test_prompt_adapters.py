@@ -181,7 +181,7 @@ def test_programs_give_each_prompt_its_adapter(tmp_path: Path) -> None:
         cases: list[tuple[dict[str, Any], str]] = [
             ({"prompt_adapter_request": wrong}, "`prompt_adapter_num_virtual_tokens` is 3"),
             ({"prompt_adapter_request": [rows, None]}, "2 entries for 1"),
-            ({"prompt_adapter_request": other}, "is a LoRA adapter, not a prompt adapter"),
+            ({"prompt_adapter_request": other}, "is not a prompt adapter: its peft_type is LORA"),
             ({"lora_request": missing}, "enable_lora=True"),
             ({"lora_request": missing, "prompt_adapter_request": rows}, "runs with one adapter"),
         ]

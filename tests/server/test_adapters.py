@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from octavo.base.config import AdaptersConfig
+from octavo.base.errors import CheckpointError
+from octavo.served.adapters import load_modules
 from support.server_fakes import MODEL, Server, engine_info, make_server
 
 KEY = {"authorization": "Bearer boss"}
@@ -167,3 +171,19 @@ def test_virtual_tokens_take_room(prompts: dict[str, str]) -> None:
         assert server.post("/v1/completions", cut).status == 200
         asked = server.engine.requests[-1]
         assert asked.num_prompt_tokens == longest - 5
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "message"),
+    [
+        ("lora_modules", "rows", "--lora-modules a: .* is not a LoRA adapter: its peft_type is PROMPT_TUNING"),
+        ("prompt_adapters", "weights", "--prompt-adapters a: .* is not a prompt adapter: its peft_type is LORA"),
+    ],
+)
+def test_an_adapter_of_another_kind_than_it_is_named_for_ends_the_start(
+    flag: str, name: str, message: str, prompts: dict[str, str]
+) -> None:
+    adapters = make_server(takes_adapters=True).model.adapters
+    config = AdaptersConfig(**{flag: ["a=" + prompts[name]]})
+    with pytest.raises(CheckpointError, match=message):
+        asyncio.run(load_modules(adapters, config))

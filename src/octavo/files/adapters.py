@@ -24,13 +24,17 @@ _MAX_CONFIG_BYTES: Final = 1 << 20
 PROMPT_TYPES: Final = ("PROMPT_TUNING", "P_TUNING")
 
 
-def is_prompt_adapter(path: Path) -> bool:
-    """Whether a directory says that it holds a prompt adapter. False too where it cannot be read: whoever reads all of
-    it says why."""
+def peft_type(path: Path) -> str:
+    """What a directory says that it holds; "": nothing, or it cannot be read, and whoever reads all of it says why."""
     try:
-        return read_object(path / FILES[0], _MAX_CONFIG_BYTES).get("peft_type") in PROMPT_TYPES
+        found = read_object(path / FILES[0], _MAX_CONFIG_BYTES).get("peft_type")
     except CheckpointError:
-        return False
+        return ""
+    return found if isinstance(found, str) else ""
+
+
+def is_prompt_adapter(path: Path) -> bool:
+    return peft_type(path) in PROMPT_TYPES
 
 
 def resolve_adapter(name: str, config: ModelConfig) -> Path:

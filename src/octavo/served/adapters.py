@@ -24,7 +24,7 @@ from octavo.base.errors import (
     clip,
     unusable_adapter,
 )
-from octavo.files.adapters import adapter_in, is_prompt_adapter, resolve_adapter
+from octavo.files.adapters import adapter_in, is_prompt_adapter, peft_type, resolve_adapter
 from octavo.served.voice import Voice
 from octavo.wire.messages import AdapterInfo
 
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 #: Names that are looked up as parts of a path.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MAX_NAME_CHARS: Final = 256
-_KINDS: Final = {False: "a LoRA adapter", True: "a prompt adapter"}
 
 
 class AdapterEngine(Protocol):
@@ -120,10 +119,9 @@ class Adapters:
             raise InvalidRequest(f"The name `{clip(name, 64)}` is taken: a model or an adapter has it.", "lora_name")
         path = await self._found(name, source)
         adapter = self._made(name, path, source)
-        if is_prompt is not None and adapter.is_prompt != is_prompt:
-            raise unusable_adapter(
-                name, f"{source} is {_KINDS[adapter.is_prompt]}, not {_KINDS[is_prompt]}", "lora_path"
-            )
+        if is_prompt is not None and adapter.is_prompt != is_prompt and (kind := peft_type(path)):
+            wanted = "a prompt adapter" if is_prompt else "a LoRA adapter"
+            raise unusable_adapter(name, f"{source} is not {wanted}: its peft_type is {clip(kind, 40)}", "lora_path")
         await self.ready(adapter)
         if name in self._by_name:  # by another load meanwhile
             await self._engine.drop_adapter(adapter.key)
