@@ -1,4 +1,4 @@
-"""The engine process as its parent sees it: start, handshake, looks at its state, end.
+"""The engine process as its parent sees it: start, handshake, looks at its state, end; and as other API processes do.
 
 The two share one socket pair. The child dies when its end sees EOF and when the parent dies, so nothing outlives
 the server; and nothing with a name (socket file, shared memory, port) is left behind.
@@ -51,41 +51,16 @@ def launch_engine(config: EngineConfig, on_phase: Callable[[str, str], None] | N
     return engine
 
 
-class EngineProcess:
-    """Owner of the child and of the parent's end of the socket. `kill` or `stop` must be called in the end."""
+class EngineEnd:
+    """An end of a connection with the engine: of its parent, or of an API process that has another parent."""
 
     info: EngineInfo  # after `wait_ready`
 
-    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
-        self._process = process
+    def __init__(self, pid: int, sock: socket.socket) -> None:
+        self.pid = pid
         self._sock: socket.socket | None = sock  # until the event loop has it
         self.has_vocabulary = False
         self._psutil: psutil.Process | None = None
-
-    @classmethod
-    def spawn(cls, config: EngineConfig, command: Sequence[str] | None = None) -> EngineProcess:
-        """Start the process and send it its configuration. Does not wait. `command`: instead of ENGINE_COMMAND."""
-        ours, theirs = socket.socketpair()
-        try:
-            process = subprocess.Popen(
-                [*(command or ENGINE_COMMAND), "--fd", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env=_environment(os.environ),
-            )
-        except OSError as exc:
-            ours.close()
-            raise StartupError(f"The engine process could not be started: {exc.strerror}.") from exc
-        finally:
-            # With the child's end open here its death would not close the connection.
-            theirs.close()
-        engine = cls(process, ours)
-        try:
-            ours.sendall(encode_frame(config))
-        except OSError as exc:
-            engine.kill()
-            raise StartupError(f"The engine process did not take its configuration: {exc.strerror}.") from exc
-        return engine
 
     def wait_ready(self, on_phase: Callable[[str, str], None] | None = None) -> EngineInfo:
         """Wait for the handshake. `on_phase` is told what the engine does meanwhile.
@@ -114,23 +89,9 @@ class EngineProcess:
         return await AsyncConnection.open(sock, FromEngine)
 
     # ------------------------------------------------------------ looks
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def exit_reason(self) -> str | None:
-        """How the process ended, for a sentence; None while it runs."""
-        code = self._process.poll()
-        if code is None:
-            return None
-        if code >= 0:
-            return f"it exited with code {code}"
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-        return f"it was killed by {name}{hint}"
+        """How the process ended, for a sentence; None while it runs, and for who is not its parent."""
+        return None
 
     def probe(self) -> ProcessState:
         try:
@@ -149,18 +110,13 @@ class EngineProcess:
 
     # ------------------------------------------------------------ end
     def kill(self) -> None:
-        """End the process now, stopped ones too, and reap it. May be called again, and from another thread."""
-        self._process.kill()
-        self._process.wait()
-        # A thread in `wait_ready` sees the end: the child's side of the socket closed when the child died.
+        """Be done with the engine: a thread in `wait_ready` sees the end. May be called again, and from another thread."""
+        if self._sock is not None:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
 
     async def stop(self, timeout: float = 2.0) -> None:
-        """Wait for the process, which has been told to stop, for at most `timeout` seconds; then kill it."""
-        # Without a thread that waits: when the interpreter ends none can be started any more.
-        deadline = time.monotonic() + timeout
-        while self._process.poll() is None and time.monotonic() < deadline:  # noqa: ASYNC110  (nothing tells of the end)
-            await asyncio.sleep(_STOP_POLL_SECONDS)
-        self.kill()
+        """The connection is closed: that is all, for who is not the parent."""
 
     # ------------------------------------------------------------ handshake
     def _handshake(self, on_phase: Callable[[str, str], None] | None) -> EngineInfo:
@@ -173,7 +129,7 @@ class EngineProcess:
             if isinstance(message, EngineInfo):
                 return message
             if isinstance(message, StartupFailed):
-                raise _startup_error(message)
+                raise startup_error(message)
             if isinstance(message, Phase) and on_phase is not None:
                 on_phase(message.name, message.detail)
 
@@ -196,6 +152,72 @@ class EngineProcess:
 
     def _wait_exit(self) -> str:
         """The reason for an end whose EOF was seen."""
+        return "it closed its connection"
+
+
+class EngineProcess(EngineEnd):
+    """Owner of the child and of the parent's end of the socket. `kill` or `stop` must be called in the end."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], sock: socket.socket, clients: Sequence[socket.socket] = ()
+    ) -> None:
+        super().__init__(process.pid, sock)
+        self._process = process
+        #: Ends of connections for API processes, whose engine it then is. To be closed when those have them.
+        self.clients = clients
+
+    @classmethod
+    def spawn(
+        cls, config: EngineConfig, command: Sequence[str] | None = None, *, num_clients: int = 0
+    ) -> EngineProcess:
+        """Start the process and send it its configuration. Does not wait. `command`: instead of ENGINE_COMMAND.
+        `num_clients`: API processes that share it; 0: this is the only one."""
+        ours, theirs = socket.socketpair()
+        pairs = [socket.socketpair() for _ in range(num_clients)]
+        fds = [end.fileno() for _, end in pairs]
+        client_fds = [word for fd in fds for word in ("--client-fd", str(fd))]
+        try:
+            process = subprocess.Popen(
+                [*(command or ENGINE_COMMAND), "--fd", str(theirs.fileno()), *client_fds],
+                pass_fds=(theirs.fileno(), *fds),
+                stdin=subprocess.DEVNULL,
+                env=child_environment(os.environ),
+            )
+        except OSError as exc:
+            for sock in (ours, *(end for end, _ in pairs)):
+                sock.close()
+            raise StartupError(f"The engine process could not be started: {exc.strerror}.") from exc
+        finally:
+            # With the child's end open here its death would not close the connection.
+            for sock in (theirs, *(end for _, end in pairs)):
+                sock.close()
+        engine = cls(process, ours, [end for end, _ in pairs])
+        try:
+            ours.sendall(encode_frame(config))
+        except OSError as exc:
+            engine.kill()
+            raise StartupError(f"The engine process did not take its configuration: {exc.strerror}.") from exc
+        return engine
+
+    def exit_reason(self) -> str | None:
+        code = self._process.poll()
+        return None if code is None else exit_words(code)
+
+    def kill(self) -> None:
+        """End the process now, stopped ones too, and reap it. May be called again, and from another thread."""
+        self._process.kill()
+        self._process.wait()
+        # A thread in `wait_ready` sees the end: the child's side of the socket closed when the child died.
+
+    async def stop(self, timeout: float = 2.0) -> None:
+        """Wait for the process, which has been told to stop, for at most `timeout` seconds; then kill it."""
+        # Without a thread that waits: when the interpreter ends none can be started any more.
+        deadline = time.monotonic() + timeout
+        while self._process.poll() is None and time.monotonic() < deadline:  # noqa: ASYNC110  (nothing tells of the end)
+            await asyncio.sleep(_STOP_POLL_SECONDS)
+        self.kill()
+
+    def _wait_exit(self) -> str:
         try:
             self._process.wait(1.0)
         except subprocess.TimeoutExpired:
@@ -203,14 +225,27 @@ class EngineProcess:
         return self.exit_reason() or "for an unknown reason"
 
 
-def _startup_error(message: StartupFailed) -> StartupError:
+def exit_words(code: int) -> str:
+    """How a child ended, for a sentence. `code`: as `Popen.returncode`."""
+    if code >= 0:
+        return f"it exited with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+    return f"it was killed by {name}{hint}"
+
+
+def startup_error(message: StartupFailed) -> StartupError:
+    """The error that another process could not start of."""
     found = getattr(errors, message.error, StartupError)
     is_known = isinstance(found, type) and issubclass(found, StartupError)
     return found(message.message) if is_known else StartupError(message.message)
 
 
-def _environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The child's environment: it imports the octavo that runs here, however that was found."""
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """A child's environment: it imports the octavo that runs here, however that was found."""
     root = str(Path(octavo.__file__).parent.parent)
     installed = {*site.getsitepackages(), site.getusersitepackages()}
     env = dict(environ)
