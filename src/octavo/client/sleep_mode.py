@@ -29,8 +29,8 @@ class SleepMode:
         on_level: Callable[[int], None] = lambda level: None,
         siblings: Siblings | None = None,
     ) -> None:
-        """`call`: of the engine's methods; `end_all`: ends the requests in flight here; `wait_idle`: until none is left;
-        `on_level`: is told each new level."""
+        """`call`: of the engine's methods; `end_all`: ends the requests in flight here; `wait_idle`: until none is
+        left; `on_level`: is told each new level."""
         self._call, self._end_all, self._wait_idle, self._on_level = call, end_all, wait_idle, on_level
         self._siblings = siblings or NoSiblings()
         self._siblings.offer("rest", self._rest)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.wire.messages import CallResult, EngineCoreOutput, EngineCoreOutputs, Heartbeat, ToEngine
+from octavo.wire.messages import CallResult, EngineCoreOutput, EngineCoreOutputs, Heartbeat, Phase, ToEngine
 from octavo.wire.transport import BlockingConnection
 
 
@@ -27,7 +27,7 @@ class ClientGone:
 
 
 class ClientConnections:
-    """Implements `EngineConnection`. The parent's connection brings the end of the engine, and hears of the start only."""
+    """Implements `EngineConnection`. Over the parent's connection comes the end of the engine, and goes how it starts."""
 
     def __init__(self, parent: BlockingConnection, sockets: Sequence[socket.socket]) -> None:
         """All fill the inbox of `parent`."""
@@ -45,8 +45,9 @@ class ClientConnections:
         elif isinstance(message, CallResult):
             self._clients[message.call_id % len(self._clients)].send(message)
         else:
-            receivers = self._clients if isinstance(message, Heartbeat) else [self._parent, *self._clients]
-            for connection in receivers:
+            # The parent tells what happens in the start, and of the rest nothing.
+            has_parent, has_clients = not isinstance(message, Heartbeat), not isinstance(message, Phase)
+            for connection in [self._parent] * has_parent + self._clients * has_clients:
                 connection.send(message, droppable=droppable)
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ from octavo.base.config import EngineConfig
 from octavo.base.errors import StartupError
 from octavo.client.watchdog import ProcessState
 from octavo.wire.messages import EngineInfo, FromEngine, Phase, StartupFailed, Vocabulary
-from octavo.wire.transport import MAX_FRAME_BYTES, AsyncConnection, TransportError, encode_frame, make_decoder
+from octavo.wire.transport import AsyncConnection, TransportError, encode_frame, make_decoder, receive_frame
 
 #: How the engine is started; `--fd N` is added. -P: the working directory is no place to import from.
 ENGINE_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "octavo.core.process")
@@ -110,7 +110,7 @@ class EngineEnd:
 
     # ------------------------------------------------------------ end
     def kill(self) -> None:
-        """Be done with the engine: a thread in `wait_ready` sees the end. May be called again, and from another thread."""
+        """Be done with the engine; a thread in `wait_ready` sees the end. May be called again, and from any thread."""
         if self._sock is not None:
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
@@ -123,7 +123,8 @@ class EngineEnd:
         decode = make_decoder(FromEngine)
         while True:
             try:
-                message = decode(self._receive_frame())
+                assert self._sock is not None, "the socket was handed over before"
+                message = decode(receive_frame(self._sock))
             except (TransportError, OSError) as exc:
                 raise StartupError(f"The engine process ended while it started: {self._wait_exit()}.") from exc
             if isinstance(message, EngineInfo):
@@ -132,23 +133,6 @@ class EngineEnd:
                 raise startup_error(message)
             if isinstance(message, Phase) and on_phase is not None:
                 on_phase(message.name, message.detail)
-
-    def _receive_frame(self) -> bytes:
-        """Exactly one frame: what follows the handshake belongs to the connection."""
-        length = int.from_bytes(self._receive_exactly(4), "little")
-        if not 0 < length <= MAX_FRAME_BYTES:
-            raise TransportError(f"A frame of {length} bytes was announced.")
-        return self._receive_exactly(length)
-
-    def _receive_exactly(self, size: int) -> bytes:
-        assert self._sock is not None, "the socket was handed over before"
-        data = bytearray()
-        while len(data) < size:
-            chunk = self._sock.recv(size - len(data))
-            if not chunk:
-                raise TransportError("The connection was closed by the other side.")
-            data += chunk
-        return bytes(data)
 
     def _wait_exit(self) -> str:
         """The reason for an end whose EOF was seen."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -127,10 +127,11 @@ class ServedModel:
         *,
         processor: MediaProcessor | None = None,
         vocabulary: SpeechVocabulary | None = None,
+        adapter_numbers: Iterator[int] | None = None,
         **parts: Any,
     ) -> ServedModel:
         """As `settings` say; `parts` are the fields that they say nothing of. `processor`: of a model that takes media.
-        `vocabulary`: of one that transcribes.
+        `vocabulary`: of one that transcribes. `adapter_numbers`: those of this process, where there are others.
 
         Raises `InvalidConfig`.
         """
@@ -139,7 +140,9 @@ class ServedModel:
             speech = Transcriber(vocabulary, engine, parts["tokenizer"], parts["renderer"], info, server)
         adapters = None
         if info.max_loras:
-            adapters = Adapters(engine, settings.engine.model, parts["names"], server.lora_resolver_dir)
+            adapters = Adapters(
+                engine, settings.engine.model, parts["names"], server.lora_resolver_dir, adapter_numbers
+            )
         return cls(
             adapters=adapters,
             engine=engine,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from octavo.base.config import EngineConfig, ServerConfig
+from octavo.client.siblings import NoSiblings, Siblings
 from octavo.served.models import Models
 from octavo.server.metrics import Metrics
 from octavo.server.responses.runs import BackgroundRuns
@@ -20,16 +21,18 @@ class ServerState:
     models: Models
     metrics: Metrics
     engine_config: EngineConfig = field(default_factory=EngineConfig)  # as it was asked for
+    siblings: Siblings = field(default_factory=NoSiblings)
+    shared_store: ResponseStore | None = None  # of several processes
 
     @cached_property
     def store(self) -> ResponseStore:
         """Of responses and conversations."""
-        return ResponseStore(self.config)
+        return self.shared_store or ResponseStore(self.config)
 
     @cached_property
     def runs(self) -> BackgroundRuns:
         """The responses that are made in the background."""
-        return BackgroundRuns()
+        return BackgroundRuns(self.siblings)
 
     async def close(self) -> None:
         await self.runs.close()

@@ -61,6 +61,24 @@ def make_decoder(message_type: Any) -> Callable[[bytes], Any]:
     return decode_frame
 
 
+def receive_frame(sock: socket.socket) -> bytes:
+    """Wait for exactly one frame: what follows it stays in the socket. Raises `TransportError` and OSError."""
+    length = int.from_bytes(_receive_exactly(sock, _HEADER_BYTES), "little")
+    if not 0 < length <= MAX_FRAME_BYTES:
+        raise TransportError(f"A frame of {length} bytes was announced.")
+    return _receive_exactly(sock, length)
+
+
+def _receive_exactly(sock: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        chunk = sock.recv(size - len(data))
+        if not chunk:
+            raise TransportError("The connection was closed by the other side.")
+        data += chunk
+    return bytes(data)
+
+
 class FrameReader:
     """Cuts a byte stream into frames; knows no socket. Memory is taken for bytes received, never for bytes promised."""
 
@@ -107,8 +125,8 @@ class FrameReader:
 class BlockingConnection:
     """The engine's end. First `receive` what comes before the loop, then `start` the two threads.
 
-    The reader thread puts messages on `inbox`, and once, when the stream has ended or broken, what `start` was given for
-    that. The writer thread encodes and sends what `send` queued, so that the next step runs meanwhile.
+    The reader thread puts messages on `inbox`, and once, when the stream has ended or broken, what `start` was given
+    for that. The writer thread encodes and sends what `send` queued, so that the next step runs meanwhile.
     """
 
     def __init__(self, sock: socket.socket, inbox: SimpleQueue[Any] | None = None) -> None:
