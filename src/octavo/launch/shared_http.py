@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds for which a process with more connections than another lets that go first.
 STEP_BACK_SECONDS: Final = 0.002
-#: More connections than the other has, and one for so many of its own, that are not worth a wait.
-SLACK, SLACK_SHARE = 1, 4
+#: A difference in connections that is not worth a wait: one for so many of its own.
+SLACK_SHARE: Final = 4
 #: Seconds until the next try when the process has no file descriptors left.
 EXHAUSTED_SECONDS: Final = 1.0
 
@@ -93,7 +93,7 @@ class Acceptor:
 
     def _on_readable(self) -> None:
         own = self._occupancy.num_connections
-        if own > self._occupancy.fewest_connections + SLACK + own // SLACK_SHARE:
+        if own > self._occupancy.fewest_connections + own // SLACK_SHARE:
             self._step_back(STEP_BACK_SECONDS)
         else:
             self._accept()

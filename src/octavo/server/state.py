@@ -23,16 +23,16 @@ class ServerState:
     engine_config: EngineConfig = field(default_factory=EngineConfig)  # as it was asked for
     siblings: Siblings = field(default_factory=NoSiblings)
     shared_store: ResponseStore | None = None  # of several processes
+    runs: BackgroundRuns = field(init=False)  # the responses that are made in the background
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "runs", BackgroundRuns(self.siblings))  # at once: others may ask for them
 
     @cached_property
     def store(self) -> ResponseStore:
         """Of responses and conversations."""
         return self.shared_store or ResponseStore(self.config)
 
-    @cached_property
-    def runs(self) -> BackgroundRuns:
-        """The responses that are made in the background."""
-        return BackgroundRuns(self.siblings)
 
     async def close(self) -> None:
         await self.runs.close()
