@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from support.server_fakes import MODEL, Server, make_server
+from octavo.base.errors import ServerError
+from support.server_fakes import MODEL, Family, Server, make_server
 
 KEY = {"authorization": "Bearer boss"}
 MESSAGES = [{"role": "user", "content": "a"}]
@@ -96,3 +97,30 @@ def test_those_of_a_directory_are_loaded_when_they_are_named(paths: dict[str, st
     assert [card["id"] for card in server.get("/v1/models").json()["data"]][-1] == "sql"
     for name in ("../" + tmp_path.name + "/sql", "sql/.", ".", "..", "s" * 200):
         assert server.complete(model=name).status == 404
+
+
+def test_an_adapter_comes_and_goes_in_all_processes_under_one_key(paths: dict[str, str]) -> None:
+    servers = [make_server(takes_adapters=True, admin_api_key="boss", siblings=each) for each in Family(2).members]
+    one, other = servers
+    assert load(one, "sql", paths["sql"]).status == 200
+    assert one.engine.adapters == other.engine.adapters and len(one.engine.adapters) == 1
+    assert [server.complete(model="sql").status for server in servers] == [200, 200]
+    assert "is taken" in load(other, "sql", paths["sql"]).error["message"]
+    (key,) = one.engine.adapters
+    assert load(other, "sql", paths["sql"], load_inplace=True).status == 200
+    assert one.engine.adapters == other.engine.adapters and key not in one.engine.adapters
+    assert other.post("/v1/unload_lora_adapter", {"lora_name": "sql"}, KEY).status == 200
+    assert [server.complete(model="sql").status for server in servers] == [404, 404]
+    assert one.engine.adapters == other.engine.adapters == {}
+
+
+def test_an_adapter_that_one_process_cannot_serve_is_served_by_none(paths: dict[str, str]) -> None:
+    one, other = (make_server(takes_adapters=True, admin_api_key="boss", siblings=each) for each in Family(2).members)
+
+    async def refuse(key: str, path: str) -> None:
+        raise ServerError("there is not enough memory")
+
+    other.engine.load_adapter = refuse  # type: ignore[method-assign]
+    assert "not enough memory" in load(one, "sql", paths["sql"]).error["message"]
+    assert one.engine.adapters == {} and one.complete(model="sql").status == 404
+    assert load(one, "damaged", paths["damaged"]).status == 400

@@ -27,7 +27,7 @@ class ClientGone:
 
 
 class ClientConnections:
-    """Implements `EngineConnection`. Over the parent's connection comes the end of the engine, and goes how it starts."""
+    """Implements `EngineConnection`. The parent hears how the engine starts, and ends it."""
 
     def __init__(self, parent: BlockingConnection, sockets: Sequence[socket.socket]) -> None:
         """All fill the inbox of `parent`."""

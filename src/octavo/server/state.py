@@ -33,7 +33,6 @@ class ServerState:
         """Of responses and conversations."""
         return self.shared_store or ResponseStore(self.config)
 
-
     async def close(self) -> None:
         await self.runs.close()
         await self.store.close()
