@@ -16,7 +16,7 @@ from octavo.base.config import LogprobsMode, ModelConfig, ServerConfig
 from octavo.base.errors import InvalidRequest, ServerError
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.client.generation import CompletionDelta, GenerationDelta
-from octavo.client.siblings import NoSiblings, Offer, Siblings
+from octavo.client.siblings import NoSiblings, Offer, Siblings, numbers_of
 from octavo.client.sleep_mode import SleepMode
 from octavo.served.adapters import Adapters
 from octavo.served.media import MediaReader
@@ -311,6 +311,7 @@ def make_server(
     """`tools`, `reasoning`: names of output formats. `processor`: of a model that takes media. `siblings`: of a server
     that is one of several processes."""
     engine, renderer, grammars = FakeEngine(script), PlainRenderer(), FakeGrammars()
+    siblings = siblings or NoSiblings()
     settings = ServerConfig(**config)
     model = ServedModel(
         names=names,
@@ -322,7 +323,9 @@ def make_server(
         max_fanout=max_fanout,
         logprobs_mode=logprobs_mode,
         default_sampling=default_sampling or {},
-        adapters=Adapters(engine, ModelConfig(), names, settings.lora_resolver_dir) if takes_adapters else None,
+        adapters=Adapters(engine, ModelConfig(), names, settings.lora_resolver_dir, numbers_of(siblings))
+        if takes_adapters
+        else None,
         grammars=grammars,
         media=None
         if processor is None
@@ -333,7 +336,7 @@ def make_server(
             SpecialTokens({"<end>": 256}, frozenset({256})),
         ),
     )
-    state = ServerState(settings, Models([model]), Metrics(MODEL, CONTEXT), siblings=siblings or NoSiblings())
+    state = ServerState(settings, Models([model]), Metrics(MODEL, CONTEXT), siblings=siblings)
     if model.media is not None:
         state.metrics.tell_media(model.media.stats)
     return Server(engine, renderer, model, state, create_app(state), grammars)
