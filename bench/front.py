@@ -3,8 +3,8 @@ time. Its steps last as long as is said, its tokens mean nothing; all else is wh
 
     python bench/front.py MODEL_DIR [--streams 256] [--input-len 128] [--output-len 128] [--step-ms 2.5] [--processes 2]
 
-Tells tokens a second through both, as shares of what the engine could make, and microseconds of CPU for each token; over
-HTTP with one API process, and with `--processes`. The engine and the load take cores too.
+Tells tokens a second through both, as shares of what the engine could make, and microseconds of CPU for each token;
+over HTTP with one API process, and with `--processes`. The engine and the load take cores too.
 """
 
 from __future__ import annotations

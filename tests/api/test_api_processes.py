@@ -352,6 +352,22 @@ def test_when_a_process_dies_the_others_finish_and_the_server_ends_with_an_error
     wait_gone(psutil.Process(lives.pid), 5) if psutil.pid_exists(lives.pid) else None
 
 
+def test_a_process_that_hangs_is_killed(model: Path, tmp_path: Path) -> None:
+    program = tmp_path / "impatient.py"
+    program.write_text(
+        "import sys\nfrom octavo.launch import supervisor\nfrom support import fake_serve\n"
+        "supervisor.HANG_TICKS = 2\nsys.exit(fake_serve.main())\n"
+    )
+    with ServerProcess(model, *TWO, program=program, env=SLOW) as server:
+        hangs, lives = pair(server.wait_ready())
+        lost, kept = hangs.stream(3000), lives.stream(60)
+        psutil.Process(hangs.pid).suspend()
+        assert list(kept)[-1] == "[DONE]"
+        assert server.wait(20) == 1
+        assert "has not answered for 2 s and is killed" in server.stderr
+        lost.close()
+
+
 def test_when_the_engine_dies_every_request_of_every_process_is_told(start: Any) -> None:
     server = start(**SLOW).wait_ready()
     streams = [client.stream(3000) for client in pair(server)]

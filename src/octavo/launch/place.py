@@ -109,6 +109,10 @@ def tell_address(name: str, listener: Listener) -> None:
     tell_ready(f"serving {name} at {listener.url}")
 
 
+async def _live() -> None:
+    """The event loop turns."""
+
+
 class SharedPlace:
     """One of several. Implements `Place`, and `Siblings` by questions to the parent."""
 
@@ -120,7 +124,7 @@ class SharedPlace:
         self.store = shared_store(self._ask_parent)
         self.adapter_numbers = numbers_of(self)
         self._control = control
-        self._offers: dict[str, Offer] = {}
+        self._offers: dict[str, Offer] = {"live": _live}
         self._numbers = itertools.count()
         self._open: dict[int, asyncio.Future[Any]] = {}
         self._may_serve = asyncio.Event()

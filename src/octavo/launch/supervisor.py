@@ -54,6 +54,10 @@ logger = logging.getLogger(__name__)
 _BACKLOG: Final = 2048
 #: Seconds that the processes get behind a second signal.
 _HURRIED_SECONDS: Final = 5.0
+#: Seconds between two looks at a process, and without an answer of one that hangs. They are counted in looks: what held
+#: up the parent too is not held against it.
+TICK_SECONDS: Final = 1.0
+HANG_TICKS = 30
 
 
 def serve_by_several(config: ServeConfig, started: float) -> int:
@@ -101,6 +105,12 @@ class _Member:
     def send(self, message: Any) -> None:
         with suppress(TransportError):  # its end is about to be noticed
             self.connection.send(message)
+
+    def ask(self, number: int, name: str, args: tuple[Any, ...]) -> asyncio.Future[Ran]:
+        future: asyncio.Future[Ran] = asyncio.get_running_loop().create_future()
+        self.asked[number] = future
+        self.send(Run(number, name, args))
+        return future
 
     def end(self) -> None:
         self.is_alive = False
@@ -161,6 +171,7 @@ class Supervisor:
     # ------------------------------------------------------------ one process
     async def _attend(self, member: _Member) -> None:
         """Until its end."""
+        self._spawn(self._watch(member))
         try:
             async for message in member.connection:
                 self._on_message(member, message)
@@ -173,6 +184,21 @@ class Supervisor:
             logger.error("API process %d ended: %s; the server ends", member.process.index, exit_words(code))
             self._exit_code = self._exit_code or 1
             self._begin_end("an API process ended", signal.SIGTERM)
+
+    async def _watch(self, member: _Member) -> None:
+        """Kill a process that hangs: its requests do not end, and in the end the engine waits for it."""
+        while member.is_alive:
+            answer = member.ask(next(self._numbers), "live", ())
+            for _ in range(HANG_TICKS):
+                await asyncio.wait({answer}, timeout=TICK_SECONDS)
+                if answer.done():
+                    break
+            else:
+                logger.error("API process %d has not answered for %d s and is killed", member.process.index, HANG_TICKS)
+                member.process.kill()
+                return
+            answer.exception()  # it has ended: that is told elsewhere
+            await asyncio.sleep(TICK_SECONDS)
 
     def _on_message(self, member: _Member, message: Any) -> None:
         if isinstance(message, Ask):
@@ -204,13 +230,8 @@ class Supervisor:
 
     async def _everywhere(self, ask: Ask) -> tuple[Any, Failure | None]:
         """What all have answered, in their order; the first error, if one had any."""
-        waiting: list[asyncio.Future[Ran]] = []
-        for member in self._members:
-            if member.is_alive:
-                number = next(self._numbers)
-                future = member.asked[number] = asyncio.get_running_loop().create_future()
-                waiting.append(future)
-                member.send(Run(number, ask.name, ask.args))
+        alive = [member for member in self._members if member.is_alive]
+        waiting = [member.ask(next(self._numbers), ask.name, ask.args) for member in alive]
         answers = await asyncio.gather(*waiting, return_exceptions=True)
         results = []
         for answer in answers:
