@@ -1,4 +1,4 @@
-"""A question about a sound: `python audio.py FILE.wav`. Needs a model that hears."""
+"""A question about a sound: `python audio.py FILE.wav`. Needs a model that hears, such as Ultravox."""
 
 import base64
 import os
@@ -30,3 +30,4 @@ reply = client.chat.completions.create(
     temperature=0,
 )
 print(reply.choices[0].message.content)
+print(f"({reply.usage.prompt_tokens} tokens, {reply.usage.prompt_tokens_details.audio_tokens} of them for the sound)")

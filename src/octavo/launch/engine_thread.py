@@ -19,10 +19,10 @@ from octavo.files.generation_config import default_sampling
 from octavo.launch.engine_process import EngineProcess
 from octavo.launch.media import load_processor, load_speech
 from octavo.launch.startup import resolve, wait_loaded
+from octavo.served.media import AnyProcessor
 from octavo.served.model import ServedModel
 from octavo.served.output_settings import special_tokens
 from octavo.served.parts import OutputSettings
-from octavo.text.media.processor import MediaProcessor
 from octavo.text.speech import SpeechVocabulary
 from octavo.text.templates.renderer import Renderer
 from octavo.text.tokenizers.tokenizer import Tokenizer
@@ -120,7 +120,7 @@ class EngineThread:
         tokenizer: Tokenizer,
         renderer: Renderer,
         defaults: Mapping[str, Any],
-        processor: MediaProcessor | None,
+        processor: AnyProcessor | None,
         vocabulary: SpeechVocabulary | None,
     ) -> None:
         client = EngineClient(await engine.connect(), engine.info, tokenizer, self._config.engine, process=engine)

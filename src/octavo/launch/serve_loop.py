@@ -33,7 +33,7 @@ from octavo.server.state import ServerState
 from octavo.text.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from octavo.text.media.processor import MediaProcessor
+    from octavo.served.media import AnyProcessor
     from octavo.text.speech import SpeechVocabulary
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class TextSide:
     output: OutputSettings
     default_sampling: Mapping[str, Any]
     tokenizer_info: bytes = b"{}"  # JSON, for /tokenizer_info
-    processor: MediaProcessor | None = None  # of a model that takes media
+    processor: AnyProcessor | None = None  # of a model that takes media
     vocabulary: SpeechVocabulary | None = None  # of one that transcribes
 
 

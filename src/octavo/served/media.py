@@ -27,14 +27,17 @@ from octavo.media.fetcher import Fetcher, base64_bytes
 from octavo.media.part import DETAILS, GivenMedia, MediaPart, media_part
 from octavo.served.media_cache import MediaCache
 from octavo.served.media_text import Mark, MediaText
-from octavo.served.parts import SoundProcessor
+from octavo.served.parts import SoundProcessor, VideoProcessor
 from octavo.served.turn import MediaOptions
+from octavo.text.media.processor import MediaProcessor
 
 if TYPE_CHECKING:
-    from octavo.text.media.processor import MediaProcessor
+    import numpy as np
 
 T = TypeVar("T")
 Messages = Sequence[Mapping[str, Any]]
+#: Of a model that sees, hears, or both.
+AnyProcessor = MediaProcessor | SoundProcessor
 
 _LIST_OF_JPEG: Final = "data:video/jpeg;base64,"
 #: Most frames within a `data:video/jpeg` URL.
@@ -80,7 +83,7 @@ def refuse_media(messages: Messages, options: MediaOptions) -> None:
                 raise InvalidRequest(part.refusal, part.place)
 
 
-def media_reader(processor: MediaProcessor | None, config: MediaConfig) -> MediaReader | None:
+def media_reader(processor: AnyProcessor | None, config: MediaConfig) -> MediaReader | None:
     """None for a model that takes text only. Raises `InvalidConfig` where that was told how many media it takes."""
     if processor is not None:
         return MediaReader(processor, config)
@@ -94,7 +97,7 @@ class MediaReader:
 
     def __init__(
         self,
-        processor: MediaProcessor,
+        processor: AnyProcessor,
         config: MediaConfig,
         *,
         fetcher: Fetcher | None = None,
@@ -111,11 +114,21 @@ class MediaReader:
         self._cache = MediaCache(config.mm_processor_cache_bytes)
         self._threads = ThreadPoolExecutor(2, "media")
         self._sounds = processor if isinstance(processor, SoundProcessor) else None
-        placeholders = {"image": (processor.placeholder, processor.placeholder_id)}
+        self._pictures = processor if isinstance(processor, MediaProcessor) else None
+        placeholders: dict[str, tuple[str, int]] = {}
+        if self._pictures is not None:
+            placeholders["image"] = (self._pictures.placeholder, self._pictures.placeholder_id)
         if self._sounds is not None:
             placeholders["audio"] = (self._sounds.audio_placeholder, self._sounds.audio_placeholder_id)
+        self._videos = processor if isinstance(processor, VideoProcessor) else None
+        if self._videos is not None and self._videos.video_placeholder_id < 0:
+            self._videos = None  # a vocabulary without the token: frames are images
+        if self._videos is not None:
+            placeholders["video"] = (self._videos.video_placeholder, self._videos.video_placeholder_id)
+        shown = {"audio": mark} if (mark := getattr(processor, "audio_mark", None)) else {}
         self.text = MediaText(
             placeholders,
+            shown=shown,
             brings_bos=getattr(processor, "brings_bos", False),
             end_ids=getattr(processor, "end_ids", ()),
         )
@@ -162,6 +175,8 @@ class MediaReader:
             kind = "image" if part.kind == "embeds" else part.kind
             if kind == "audio" and self._sounds is None:
                 raise InvalidRequest("This model takes text and images, and no audio.", part.place)
+            if kind != "audio" and self._pictures is None:
+                raise InvalidRequest(f"This model takes text and audio, and no {kind}.", part.place)
             counts[kind] += 1
             if counts[kind] > self._limits[kind]:
                 raise InvalidRequest(
@@ -236,7 +251,8 @@ class MediaReader:
 
     async def _made(self, part: MediaPart, blobs: list[bytes], settled: _Settled) -> Pieces:
         if part.kind == "embeds":
-            return [Mark("image", await self._in_thread(_embeds, blobs[0], self.processor, part.param))]
+            assert self._pictures is not None  # else the part was refused
+            return [Mark("image", await self._in_thread(_embeds, blobs[0], self._pictures, part.param))]
         started = time.monotonic()
         decoded = await self._decoded(part, blobs, settled)
         now = time.monotonic()
@@ -270,6 +286,8 @@ class MediaReader:
                 return [Mark("audio", self._sound(blobs[0], decoded["rate"], options))]
             if part.kind == "image":
                 return [self._image(decoded, blobs[0], options)]
+            if part.kind == "video" and self._videos is not None:
+                return [self._video(self._videos, decoded, options)]
             if part.kind == "video":
                 return [self._image(frame, blob, options) for frame, blob in zip(decoded["frames"], blobs, strict=True)]
             pieces: Pieces = []
@@ -282,10 +300,12 @@ class MediaReader:
             raise InvalidRequest(exc.message, exc.param or part.param) from None
 
     def _image(self, size: Mapping[str, int], rgb: bytes, options: Mapping[str, Any]) -> Mark:
-        import numpy as np  # with the first picture: a server of text needs none
+        assert self._pictures is not None  # else the part was refused
+        return Mark("image", self._pictures.image(_pixels(size, rgb), options))
 
-        pixels = np.frombuffer(rgb, np.uint8).reshape(size["height"], size["width"], 3)
-        return Mark("image", self.processor.image(pixels, options))
+    def _video(self, processor: VideoProcessor, decoded: Mapping[str, Any], options: Mapping[str, Any]) -> Mark:
+        frames = [_pixels(frame, blob) for frame, blob in zip(decoded["frames"], decoded["blobs"], strict=True)]
+        return Mark("video", processor.video(frames, decoded.get("times"), decoded.get("duration", 0.0), options))
 
     def _sound(self, samples: bytes, rate: int, options: Mapping[str, Any]) -> PreparedMedia:
         import numpy as np
@@ -303,6 +323,12 @@ class _Settled:
     image: dict[str, Any]
     num_frames: int
     max_pages: int
+
+
+def _pixels(size: Mapping[str, int], rgb: bytes) -> np.ndarray:
+    import numpy as np  # with the first picture: a server of text needs none
+
+    return np.frombuffer(rgb, np.uint8).reshape(size["height"], size["width"], 3)
 
 
 def _with_marks(message: Mapping[str, Any], i: int, at: Mapping[tuple[int, int], Pieces]) -> Mapping[str, Any]:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from octavo.base.errors import InvalidRequest
 from octavo.base.media import MediaTensor, PreparedMedia, media_digest
 from octavo.media.part import MediaPart
-
-if TYPE_CHECKING:
-    from octavo.text.media.processor import MediaProcessor
+from octavo.text.media.processor import MediaProcessor
 
 _DTYPES = ("float32", "float16")
 
@@ -64,13 +62,20 @@ def _pixels(value: Any, param: str) -> np.ndarray:
 
 
 def _samples(value: Any, param: str) -> tuple[np.ndarray, int]:
-    """float32 [samples] and their rate, of a pair of both."""
+    """float32 [samples] in -1..1 and their rate, of a pair of both."""
+    from octavo.media.decoding.sounds import RATES
+
     if not isinstance(value, tuple | list) or len(value) != 2 or type(value[1]) not in (int, float):
         raise InvalidRequest("A sound is a pair: an array of samples, and how many make a second.", param)
-    array = np.asarray(value[0], np.float32)
-    if array.ndim != 1 or not array.size or not np.isfinite(array).all() or value[1] < 1:
-        raise InvalidRequest("A sound's samples are numbers of one channel.", param)
-    return np.ascontiguousarray(array), int(value[1])
+    given = np.asarray(value[0])
+    is_whole = given.dtype.name in ("int16", "int32")
+    is_sound = given.ndim == 1 and given.size and (is_whole or given.dtype.kind == "f")
+    if not is_sound or not np.isfinite(samples := np.ascontiguousarray(given, np.float32)).all():
+        raise InvalidRequest("A sound's samples are of one channel: floats in -1..1, int16 or int32.", param)
+    if not RATES.start <= value[1] < RATES.stop:
+        raise InvalidRequest(f"A sound has {RATES.start} to {RATES.stop - 1} samples a second.", param)
+    loudest = -float(np.iinfo(given.dtype).min) if is_whole else 1.0
+    return samples / np.float32(loudest), int(value[1])
 
 
 def embeds(data: bytes, processor: MediaProcessor, param: str) -> PreparedMedia:

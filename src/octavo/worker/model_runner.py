@@ -18,10 +18,11 @@ from octavo.ops.table import Ops
 from octavo.wire.messages import TokenLogprobs
 from octavo.wire.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
 from octavo.worker.adapters import AdapterSlots
-from octavo.worker.cross_inputs import CrossInputs
+from octavo.worker.cross_inputs import CrossInputs, max_encoder_len
 from octavo.worker.graphs import StepGraphs
 from octavo.worker.input_batch import HostBatch, InputBatch, RowTensors, build_batch
 from octavo.worker.media import MediaEncoder
+from octavo.worker.pictures import PictureInputs, most_rows
 from octavo.worker.request_states import Draft, ExpectedTokens, RequestStates, Rows
 from octavo.worker.sampler import SampledTokens, Sampler
 from octavo.worker.scores import PromptScorer
@@ -97,10 +98,10 @@ class ModelRunner:
             max_num_seqs,
             max_model_len,
             block_size,
-            model.spec.vocab_size,
+            definition.num_ids,
             windows,
             definition.num_encoder_groups,
-            0 if definition.encoder is None else definition.encoder.spec.max_positions,
+            max(max_encoder_len(definition), most_rows(definition, block_size)),
         )
         #: What was sampled last in each slot, int32, on the device; None where the host knows before the next step.
         self._last_ids: torch.Tensor | None = None
@@ -112,10 +113,11 @@ class ModelRunner:
         self._planner = attention_planners(
             ops.attention_planner, model.attention_shapes, device.torch_device, ops.activation_dtype
         )
-        self._crossing: CrossInputs | None = None
+        self._crossing: CrossInputs | PictureInputs | None = None
         self._encoder_planner: Any = None  # of attentions over its rows, whose lengths are others
-        if definition.encoder is not None:
-            self._crossing = CrossInputs(model, ops, device, kv_caches, block_size)
+        if definition.crossing is not None:
+            inputs = CrossInputs if definition.pictures is None else PictureInputs
+            self._crossing = inputs(model, ops, device, kv_caches, block_size)
             (heads,) = {cache.heads for cache in definition.program.caches if cache.of_encoder}
             self._encoder_planner = ops.attention_planner(heads, device.torch_device, ops.activation_dtype)
         self._sampler = Sampler(ops, device, max_num_seqs, logprobs_mode)
@@ -162,6 +164,12 @@ class ModelRunner:
             batch, rows, step.row_tensors = self._upload(host)
             if host.position_parts is not None:
                 (batch.position_parts,) = self._device.upload(np.ascontiguousarray(host.position_parts))
+            if host.muted_rows is not None:
+                (batch.replaced_index,) = self._device.upload(host.muted_rows)
+                shape = (len(host.muted_rows), self._model.spec.hidden_size)
+                batch.replaced_rows = torch.zeros(
+                    shape, dtype=self._ops.activation_dtype, device=batch.token_ids.device
+                )
             if self._media is not None and states.media:
                 self._media.place(batch, host, states.media)
             if self._adapters is not None:
@@ -202,12 +210,7 @@ class ModelRunner:
         if self._pooler is not None:
             self._pooler.apply(plan)
         if self._crossing is not None:
-            new_requests = plan.new_requests
-            self._crossing.write(
-                [new.encoder_token_ids for new in new_requests],
-                [new.encoder_block_ids for new in new_requests],
-                [new.encoder_frames for new in new_requests],
-            )
+            states.views |= self._crossing.enter(plan.new_requests)
         for known in plan.cached_requests:
             states.update(known)
 

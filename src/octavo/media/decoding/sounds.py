@@ -18,7 +18,8 @@ except (ImportError, OSError):  # OSError: its library does not load
 
 _FORMATS: Final = frozenset({"WAV", "WAVEX", "RF64", "FLAC", "MP3", "MPEG", "OGG"})
 _MAX_CHANNELS: Final = 16
-_RATES: Final = range(1_000, 384_001)
+#: Samples a second.
+RATES: Final = range(1_000, 384_001)
 
 
 def decode_sound(data: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def decode_sound(data: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(rate: int, channels: int, frames: int, max_seconds: float) -> int:
     """Most frames that are read."""
-    if rate not in _RATES or not 0 < channels <= _MAX_CHANNELS:
+    if rate not in RATES or not 0 < channels <= _MAX_CHANNELS:
         raise Refused(f"it has {channels} channels of {rate} Hz")
     if frames > rate * max_seconds:
         raise Refused(f"it is longer than {max_seconds:g} s (--max-audio-seconds)")

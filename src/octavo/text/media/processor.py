@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from octavo.base.media import PreparedMedia
 
+if TYPE_CHECKING:
+    import numpy as np
 
+
+@runtime_checkable
 class MediaProcessor(Protocol):
-    """Of one family, with the settings of one model's files. May be called from threads."""
+    """Of one family that sees, with the settings of one model's files. May be called from threads."""
 
     @property
     def placeholder(self) -> str:
