@@ -187,6 +187,12 @@ class EngineProcess(EngineEnd):
         code = self._process.poll()
         return None if code is None else exit_words(code)
 
+    def ends_within(self, seconds: float) -> bool:
+        """Wait for the end of the process, at most so long. May be called from another thread."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self._process.returncode is not None
+
     def kill(self) -> None:
         """End the process now, stopped ones too, and reap it. May be called again, and from another thread."""
         self._process.kill()

@@ -12,7 +12,9 @@ import asyncio
 import itertools
 import logging
 import signal
+import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final
 
@@ -54,6 +56,8 @@ logger = logging.getLogger(__name__)
 _BACKLOG: Final = 2048
 #: Seconds that the processes get behind a second signal.
 _HURRIED_SECONDS: Final = 5.0
+#: Seconds in which an engine that failed is gone, when processes have seen the end of its connections.
+_ENGINE_END_SECONDS: Final = 0.5
 #: Seconds between two looks at a process, and without an answer of one that hangs. They are counted in looks: what held
 #: up the parent too is not held against it.
 TICK_SECONDS: Final = 1.0
@@ -81,15 +85,23 @@ def serve_by_several(config: ServeConfig, started: float) -> int:
 
 def _wait_all(engine: EngineProcess, processes: list[ApiProcess]) -> None:
     """Raises `StartupError`: of whoever failed first."""
+    killed = threading.Event()
+
+    def stop_engine(future: Future[None]) -> None:
+        # Without the processes the weights are of no use: stop reading them. The processes may have failed because the
+        # engine did, and it knows better why.
+        if future.exception() is not None and not engine.ends_within(_ENGINE_END_SECONDS):
+            killed.set()
+            engine.kill()
+
     ready = in_background(lambda: wait_ready(processes))
-    # Without the processes the weights are of no use: stop reading them.
-    ready.add_done_callback(lambda future: engine.kill() if future.exception() is not None else None)
+    ready.add_done_callback(stop_engine)
     try:
         with phase_report() as on_phase:
             engine.wait_ready(on_phase)
     except StartupError:
-        if ready.done():
-            ready.result()  # the true cause, when it failed
+        if killed.is_set():
+            ready.result()  # the true cause
         raise
     ready.result()
 
