@@ -16,7 +16,7 @@ from octavo.base.config import LogprobsMode, ModelConfig, ServerConfig
 from octavo.base.errors import InvalidRequest, ServerError
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.client.generation import CompletionDelta, GenerationDelta, OpenSequence
-from octavo.client.siblings import NoSiblings, Offer, Siblings, numbers_of
+from octavo.client.siblings import Locks, NoSiblings, Offer, Siblings, numbers_of
 from octavo.client.sleep_mode import SleepMode
 from octavo.served.adapters import Adapters
 from octavo.served.media import MediaReader
@@ -255,13 +255,13 @@ class Family:
 
     def __init__(self, count: int) -> None:
         self.offers: list[dict[str, Offer]] = [{} for _ in range(count)]
-        self.lock = asyncio.Lock()
+        self.locks = Locks()
         self.members = [_Member(self, index, count) for index in range(count)]
 
 
 class _Member(NoSiblings):
     def __init__(self, family: Family, index: int, count: int) -> None:
-        self._family, self._offers, self._lock = family, family.offers[index], family.lock
+        self._family, self._offers, self._locks = family, family.offers[index], family.locks
         self.index, self.count = index, count  # type: ignore[misc]
 
     async def everywhere(self, name: str, *args: Any) -> list[Any]:

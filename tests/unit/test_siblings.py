@@ -157,3 +157,24 @@ def test_the_adapters_of_requests_are_those_of_all_processes() -> None:
     text = rendered(found)[0].decode()
     (line,) = (line for line in text.splitlines() if line.startswith("vllm:lora_requests_info{"))
     assert 'running_lora_adapters="a,b,c",waiting_lora_adapters="d"' in line and 'max_lora="2"' in line
+
+
+def test_blocks_of_one_name_are_never_side_by_side_and_others_are() -> None:
+    async def main() -> None:
+        siblings, inside, may_end = NoSiblings(), [], asyncio.Event()
+
+        async def block(name: str) -> None:
+            async with siblings.alone(name):
+                inside.append(name)
+                await may_end.wait()
+
+        tasks = [asyncio.create_task(block(name)) for name in ("a", "a", "b")]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert inside == ["a", "b"]
+        may_end.set()
+        async with asyncio.timeout(10):
+            await asyncio.gather(*tasks)
+        assert inside == ["a", "b", "a"]
+
+    asyncio.run(main())

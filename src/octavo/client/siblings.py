@@ -13,6 +13,7 @@ import mmap
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, Protocol
+from weakref import WeakValueDictionary
 
 #: Takes and gives what msgpack can hold. May raise an `OctavoError`.
 Offer = Callable[..., Awaitable[Any]]
@@ -36,14 +37,30 @@ class Siblings(Protocol):
         raised. Raises `ServerError` when a process is gone."""
         ...
 
-    def alone(self) -> AbstractAsyncContextManager[None]:
-        """In the block no other block of any process runs."""
+    def alone(self, what: str) -> AbstractAsyncContextManager[None]:
+        """In the block no other one of this name runs, in any process."""
         ...
 
 
 def numbers_of(siblings: Siblings) -> Iterator[int]:
     """Numbers for requests, or for calls, that are those of no other process: the engine sees whose one is."""
     return itertools.count(siblings.index + siblings.count, siblings.count)
+
+
+class Locks:
+    """By name, each as long as somebody holds it or waits for it."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._held: dict[str, asyncio.Lock] = {}
+
+    async def acquire(self, name: str) -> None:
+        lock = self._locks.setdefault(name, asyncio.Lock())
+        await lock.acquire()
+        self._held[name] = lock
+
+    async def release(self, name: str) -> None:
+        self._held.pop(name).release()
 
 
 class NoSiblings:
@@ -53,7 +70,7 @@ class NoSiblings:
 
     def __init__(self) -> None:
         self._offers: dict[str, Offer] = {}
-        self._lock = asyncio.Lock()
+        self._locks = Locks()
 
     def offer(self, name: str, function: Offer) -> None:
         self._offers[name] = function
@@ -62,9 +79,12 @@ class NoSiblings:
         return [await self._offers[name](*args)]
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        async with self._lock:
+    async def alone(self, what: str) -> AsyncIterator[None]:
+        await self._locks.acquire(what)
+        try:
             yield
+        finally:
+            await self._locks.release(what)
 
 
 #: Numbers that each process tells: sequences in flight, tokens of prompts that wait, connections.

@@ -61,7 +61,7 @@ class SleepMode:
         await asyncio.shield(task)
 
     async def _sleep(self, level: int, *, waits: bool) -> None:
-        async with self._siblings.alone():
+        async with self._siblings.alone("sleep"):
             if level <= self.level:
                 return
             reached = self.level
@@ -74,7 +74,7 @@ class SleepMode:
                 await self._siblings.everywhere("set_sleep_level", reached)
 
     async def _wake_up(self) -> None:
-        async with self._siblings.alone():
+        async with self._siblings.alone("sleep"):
             if not self.level:
                 return
             started = time.monotonic()
@@ -89,6 +89,9 @@ class SleepMode:
         if not waits:
             self._end_all()
         await self._wait_idle()
+        if self._siblings.count > 1:
+            # The call that sends the engine to sleep may come over another connection, and overtake what ended these.
+            await self._call("ping")
 
     async def _set_level(self, level: int) -> None:
         is_new = level != self.level

@@ -157,20 +157,20 @@ class SharedPlace:
         return results
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        asked = self._asked("lock", (), everywhere=False)
+    async def alone(self, what: str) -> AsyncIterator[None]:
+        asked = self._asked("lock", (what,), everywhere=False)
         try:
             await asyncio.shield(asked)
         except asyncio.CancelledError:
-            asked.add_done_callback(lambda _: self._unlock())  # nobody else would give back what is to be had
+            asked.add_done_callback(lambda _: self._unlock(what))  # nobody else would give back what is to be had
             raise
         try:
             yield
         finally:
-            self._unlock()
+            self._unlock(what)
 
-    def _unlock(self) -> None:
-        self._asked("unlock", (), everywhere=False)
+    def _unlock(self, what: str) -> None:
+        self._asked("unlock", (what,), everywhere=False)
 
     # ------------------------------------------------------------ the parent
     async def _ask_parent(self, name: str, *args: Any) -> Any:

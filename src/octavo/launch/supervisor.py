@@ -22,7 +22,7 @@ import uvloop
 
 from octavo.base.config import ServeConfig
 from octavo.base.errors import ShuttingDown, StartupError
-from octavo.client.siblings import Offer
+from octavo.client.siblings import Locks, Offer
 from octavo.launch.api_processes import ApiProcess, api_processes, wait_ready
 from octavo.launch.engine_process import EngineProcess, exit_words
 from octavo.launch.listener import Listener, bind
@@ -140,10 +140,10 @@ class Supervisor:
         self._config, self._listener, self._engine, self._processes = config, listener, engine, processes
         self._members: list[_Member] = []
         self._store = ResponseStore(config.server)
-        self._lock = asyncio.Lock()
+        locks = Locks()
         self._offers: dict[str, Offer] = {
-            "lock": self._acquire,
-            "unlock": self._release,
+            "lock": locks.acquire,
+            "unlock": locks.release,
             **store_offers(self._store),
         }
         self._numbers = itertools.count()
@@ -253,12 +253,6 @@ class Supervisor:
                 return None, answer.failure
             results.append(answer.result)
         return results, None
-
-    async def _acquire(self) -> None:
-        await self._lock.acquire()
-
-    async def _release(self) -> None:
-        self._lock.release()
 
     # ------------------------------------------------------------ ends
     def _on_signal(self, signum: int) -> None:

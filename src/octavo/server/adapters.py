@@ -54,7 +54,7 @@ class AdapterHandlers:
         request = validate_body(LoadAdapterRequest, await exchange.read_json())
         self._state.models.default.check_available()
         name, key = request.lora_name, self._adapters.new_key(request.lora_name)
-        async with self._siblings.alone():
+        async with self._siblings.alone(f"adapter {name}"):
             if request.load_inplace and name in self._adapters.names:
                 await self._siblings.everywhere("unload_adapter", name)
             try:
@@ -68,7 +68,7 @@ class AdapterHandlers:
         request = validate_body(UnloadAdapterRequest, await exchange.read_json())
         if not request.lora_name:
             raise InvalidRequest("`lora_name` is missing: octavo knows adapters by their names.", "lora_name")
-        async with self._siblings.alone():
+        async with self._siblings.alone(f"adapter {request.lora_name}"):
             await self._siblings.everywhere("unload_adapter", request.lora_name)
         await _say(exchange, f"Success: LoRA adapter '{request.lora_name}' removed successfully.")
 

@@ -72,7 +72,7 @@ class AdminHandlers:
         directory = self._state.config.profiler_dir
         assert directory is not None, "the route exists with --profiler-dir only"
         engine = self._state.models.default.engine
-        async with self._siblings.alone():
+        async with self._siblings.alone("profile"):
             if self._is_profiling:
                 raise InvalidRequest("A profile is being recorded already; see /stop_profile.")
             await engine.start_profile(directory, with_torch=request.torch is not False)
@@ -80,7 +80,7 @@ class AdminHandlers:
         await exchange.send_bytes(b"", 200, [])
 
     async def stop_profile(self, exchange: Exchange) -> None:
-        async with self._siblings.alone():
+        async with self._siblings.alone("profile"):
             if not self._is_profiling:
                 raise InvalidRequest("No profile is being recorded; see /start_profile.")
             await self._siblings.everywhere("note_profiling", False)
