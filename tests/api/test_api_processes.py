@@ -356,7 +356,7 @@ def test_a_process_that_hangs_is_killed(model: Path, tmp_path: Path) -> None:
     program = tmp_path / "impatient.py"
     program.write_text(
         "import sys\nfrom octavo.launch import supervisor\nfrom support import fake_serve\n"
-        "supervisor.HANG_TICKS = 2\nsys.exit(fake_serve.main())\n"
+        "supervisor.HANG_TICKS = 5\nsys.exit(fake_serve.main())\n"
     )
     with ServerProcess(model, *TWO, program=program, env=SLOW) as server:
         hangs, lives = pair(server.wait_ready())
@@ -364,7 +364,7 @@ def test_a_process_that_hangs_is_killed(model: Path, tmp_path: Path) -> None:
         psutil.Process(hangs.pid).suspend()
         assert list(kept)[-1] == "[DONE]"
         assert server.wait(20) == 1
-        assert "has not answered for 2 s and is killed" in server.stderr
+        assert "has not answered for 5 s and is killed" in server.stderr
         lost.close()
 
 

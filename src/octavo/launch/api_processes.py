@@ -78,6 +78,8 @@ def api_processes(
         yield processes
     finally:
         os.close(occupancy_fd)
+        for client in engine.clients:
+            client.close()
         for process in processes:
             process.kill()
             process.control.close()

@@ -18,7 +18,7 @@ class HTTPConfig:
         "API processes in front of the engine, each with a tokenizer of its own; they share the port. More than one "
         "are for engines that make tokens faster than one process can send them.",
         low=1,
-        high=64,
+        high=256,
         short="-asc",
     )
     uds: str | None = opt(None, "Path of a unix socket to bind instead of a port.")
