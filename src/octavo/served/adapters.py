@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -86,15 +86,17 @@ class Adapters:
         taken: Sequence[str],
         resolver_dir: str | None = None,
         read_voice: Callable[[Path], Voice | None] = lambda path: None,
+        numbers: Iterator[int] | None = None,
     ) -> None:
-        """Of both kinds. `taken`: names that no adapter may have. `read_voice`: `voice.voice_reader`."""
+        """Of both kinds. `taken`: names that no adapter may have. `read_voice`: `voice.voice_reader`. `numbers`: for
+        keys; no other process on the engine has them."""
         self._read_voice = read_voice
         self._engine, self._model, self._taken = engine, model, taken
         self._directory = None if resolver_dir is None else Path(resolver_dir).expanduser()
         self._by_name: dict[str, Adapter] = {}
         self._loading: dict[str, asyncio.Task[AdapterFacts]] = {}  # by key: until the engine has taken it, or cannot
         self._ready: dict[str, AdapterFacts] = {}  # by key: what is known once the engine has taken it
-        self._numbers = itertools.count(1)
+        self._numbers = numbers or itertools.count(1)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,15 +112,21 @@ class Adapters:
                 found = self._by_name[name] = self._made(name, path, str(path))
         return found
 
-    async def load(self, name: str, source: str, *, is_prompt: bool | None = None) -> Adapter:
-        """Serve an adapter from here on. `is_prompt`: of which kind it has to be. Raises `InvalidRequest`, and
-        `ServerError` where the engine is gone."""
+    def new_key(self, name: str) -> str:
+        return f"{next(self._numbers)} {name}"
+
+    async def load(self, name: str, source: str, key: str = "", *, is_prompt: bool | None = None) -> Adapter:
+        """Serve an adapter from here on. `key`: where other processes serve it too, by this one; "": a new one.
+        `is_prompt`: of which kind it has to be.
+
+        Raises `InvalidRequest`, and `ServerError` where the engine is gone.
+        """
         if not name or len(name) > _MAX_NAME_CHARS or not name.isprintable():
             raise InvalidRequest("`lora_name` is a text of 1 to 256 printable characters.", "lora_name")
         if name in self._taken or name in self._by_name:
             raise InvalidRequest(f"The name `{clip(name, 64)}` is taken: a model or an adapter has it.", "lora_name")
         path = await self._found(name, source)
-        adapter = self._made(name, path, source)
+        adapter = self._made(name, path, source, key)
         if is_prompt is not None and adapter.is_prompt != is_prompt and (kind := peft_type(path)):
             wanted = "a prompt adapter" if is_prompt else "a LoRA adapter"
             raise unusable_adapter(name, f"{source} is not {wanted}: its peft_type is {clip(kind, 40)}", "lora_path")
@@ -137,7 +145,13 @@ class Adapters:
             return await self.load(name, source, is_prompt=is_prompt)
         return found
 
-    async def unload(self, name: str) -> Adapter:
+    async def forget(self, name: str, key: str) -> None:
+        """`unload` the adapter of this key, if it is served."""
+        adapter = self._by_name.get(name)
+        if adapter is not None and adapter.key == key:
+            await self.unload(name)
+
+    async def unload(self, name: str) -> None:
         """Serve it no more; requests that use it go on to their end. Raises `ModelNotFound`."""
         adapter = self._by_name.pop(name, None)
         if adapter is None:
@@ -145,7 +159,6 @@ class Adapters:
         self._ready.pop(adapter.key, None)
         await self._engine.drop_adapter(adapter.key)
         logger.info("adapter %s is served no more", name)
-        return adapter
 
     async def ready(self, adapter: Adapter) -> AdapterFacts:
         """Wait until the engine has seen the adapter's files and found them fit. Raises `InvalidRequest`."""
@@ -186,18 +199,21 @@ class Adapters:
         except StartupError as exc:
             raise unusable_adapter(name, exc.message, "lora_path") from None
 
-    def _made(self, name: str, path: Path, source: str) -> Adapter:
-        return Adapter(name, f"{next(self._numbers)} {name}", str(path), source, is_prompt_adapter(path))
+    def _made(self, name: str, path: Path, source: str, key: str = "") -> Adapter:
+        return Adapter(name, key or self.new_key(name), str(path), source, is_prompt_adapter(path))
 
 
 async def load_modules(adapters: Adapters | None, config: AdaptersConfig) -> None:
     """Those of --lora-modules and --prompt-adapters, one after the other. Raises `CheckpointError` for one that does
-    not fit."""
+    not fit.
+
+    Their keys are the same in all processes that serve them, and no others'.
+    """
     if adapters is None:
         return
     for module in parse_modules(config, ()):
         try:
-            await adapters.load(module.name, module.path, is_prompt=module.is_prompt)
+            await adapters.load(module.name, module.path, f"module {module.name}", is_prompt=module.is_prompt)
         except InvalidRequest as exc:
             raise CheckpointError(f"{module.flag} {module.name}: {exc.message}") from None
 
