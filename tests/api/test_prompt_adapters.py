@@ -169,13 +169,22 @@ def test_programs_give_each_prompt_its_adapter(tmp_path: Path) -> None:
     lora = write_adapter(tmp_path / "lora", {"x.lora_A.weight": torch.ones(8, 2)}, 8)
     params = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
     rows = PromptAdapterRequest("rows", 1, str(path), 4)
-    options: dict[str, Any] = {"num_kv_blocks_override": 16, "max_prompt_adapter_token": 8, "dtype": "float32"}
+    options: dict[str, Any] = {
+        "num_kv_blocks_override": 16,
+        "max_prompt_adapter_token": 8,
+        "dtype": "float32",
+        "enable_sleep_mode": True,
+    }
     with LLM(str(tmp_path / "base"), enable_prompt_adapter=True, skip_tokenizer_init=True, **options) as llm:
         found = llm.generate(
             [prompt, prompt, before + prompt], params, use_tqdm=False, prompt_adapter_request=[None, rows, None]
         )
         plain, own, whole = (each.outputs[0].token_ids for each in found)
         assert own == whole != plain and found[1].prompt_token_ids == prompt
+        llm.sleep()
+        llm.wake_up()
+        (again,) = llm.generate([prompt], params, use_tqdm=False, prompt_adapter_request=rows)
+        assert again.outputs[0].token_ids == own
         wrong = PromptAdapterRequest("rows", 1, str(path), 3)
         other, missing = PromptAdapterRequest("x", 2, str(lora)), LoRARequest("y", 2, "/nowhere")
         cases: list[tuple[dict[str, Any], str]] = [
