@@ -19,7 +19,15 @@ from models.test_early_towers import EarlyCase
 from models.test_sound_towers import Case as SoundCase
 from models.test_sound_towers import sound
 from models.test_towers import Case, pixels
-from octavo.base.config import CacheConfig, EngineConfig, LoraConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from octavo.base.config import (
+    CacheConfig,
+    EngineConfig,
+    LoraConfig,
+    ModelConfig,
+    ParallelConfig,
+    PromptAdapterConfig,
+    SchedulerConfig,
+)
 from octavo.base.errors import InvalidConfig
 from octavo.base.params import SamplingParams
 from octavo.core.grammar.structured import LLGuidanceCompiler
@@ -27,7 +35,7 @@ from octavo.device.aside import tensors_of
 from octavo.wire.messages import AddRequest
 from octavo.worker import worker as worker_module
 from octavo.worker.worker import Worker
-from support.adapters import random_adapter, write_adapter
+from support.adapters import random_adapter, write_adapter, write_prompt_adapter
 from support.interpreted_device import InterpretedDevice
 from support.tiny_bart import logits_of, make_bart, random_ids
 from support.tiny_mllama import IMAGE, asking, make_mllama
@@ -45,6 +53,7 @@ class TinyEngine(Engine):
         monkeypatch: pytest.MonkeyPatch,
         num_kv_blocks: int | None = 60,
         lora: LoraConfig | None = None,
+        prompts: PromptAdapterConfig | None = None,
         **parallel: Any,
     ) -> None:
         self.device = device
@@ -54,6 +63,7 @@ class TinyEngine(Engine):
             scheduler=SchedulerConfig(max_num_seqs=6, max_num_batched_tokens=48),
             parallel=ParallelConfig(**parallel),
             lora=lora or LoraConfig(),
+            prompt_adapter=prompts or PromptAdapterConfig(),
         )
         with monkeypatch.context() as patch:
             if device is not None:
@@ -392,19 +402,22 @@ def test_prompts_with_sounds_give_the_tokens_of_the_cpu(tmp_path: Path, monkeypa
 def test_adapters_in_captured_steps_give_the_tokens_of_the_cpu(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They come and go, and one of them changes the vocabulary's matrices, which no captured step has a place for."""
+    """They come and go, and one of them changes the vocabulary's matrices, which no captured step has a place for;
+    another puts rows in front of prompts."""
     base = transformers.LlamaForCausalLM.from_pretrained(model)
     for number, key in enumerate("ab"):
         tensors = random_adapter(base, r".*_proj" if key == "a" else r".*(v_proj|lm_head)", 4, number)
         write_adapter(tmp_path / key, tensors, 4)
+    write_prompt_adapter(tmp_path / "p", 0.3 * torch.randn(5, 32))
     requests = [
-        msgspec.structs.replace(each, adapter=["", "a", "b", "a"][i % 4])
-        for i, each in enumerate(requests_under_test())
+        msgspec.structs.replace(each, adapter=key, num_virtual_tokens=5 if key == "p" else 0)
+        for each, key in zip(requests_under_test(), ["", "a", "p", "b", "a", "p"], strict=True)
     ]
     lora, replies = LoraConfig(enable_lora=True, max_loras=1, max_cpu_loras=2), {}
+    prompts = PromptAdapterConfig(enable_prompt_adapter=True, max_prompt_adapter_token=8)
     for device in (None, InterpretedDevice()):
-        engine = TinyEngine(model, device, monkeypatch, lora=lora)
-        for key in "ab":
+        engine = TinyEngine(model, device, monkeypatch, lora=lora, prompts=prompts)
+        for key in "abp":
             engine.worker.read_adapter(key, str(tmp_path / key))
         run = engine.run(requests, ahead=device is not None, per_step=1)
         if device is None:

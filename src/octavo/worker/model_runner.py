@@ -23,6 +23,7 @@ from octavo.worker.graphs import StepGraphs
 from octavo.worker.input_batch import HostBatch, InputBatch, RowTensors, build_batch
 from octavo.worker.media import MediaEncoder
 from octavo.worker.pictures import PictureInputs, most_rows
+from octavo.worker.prompt_adapters import PromptSlots
 from octavo.worker.request_states import Draft, ExpectedTokens, RequestStates, Rows
 from octavo.worker.sampler import SampledTokens, Sampler
 from octavo.worker.scores import PromptScorer
@@ -77,6 +78,7 @@ class ModelRunner:
         times_forward: bool = False,
         media: MediaEncoder | None = None,
         adapters: AdapterSlots | None = None,
+        prompts: PromptSlots | None = None,
         pooler: Pooler | None = None,
     ) -> None:
         """`kv_caches`: of each layer; layers of different groups may share one. `graph_sizes`: batch sizes to which
@@ -91,6 +93,7 @@ class ModelRunner:
         self._times_forward = times_forward
         self._media = media
         self._adapters = adapters
+        self._prompts = prompts
         self._pooler = pooler
         self._splits_drafts = not device.decodes_as_prompts
         definition = model.definition
@@ -172,6 +175,8 @@ class ModelRunner:
                 )
             if self._media is not None and states.media:
                 self._media.place(batch, host, states.media)
+            if self._prompts is not None:
+                self._prompts.place(batch, host)
             if self._adapters is not None:
                 self._adapters.place(batch, host)
             if self._media is not None:
@@ -203,6 +208,8 @@ class ModelRunner:
             self._media.apply(plan)
         if self._adapters is not None:
             self._adapters.apply(plan)
+        if self._prompts is not None:
+            self._prompts.apply(plan)
         for slot in plan.finished_slots:
             states.remove(slot)
         for new in plan.new_requests:
