@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers.models.whisper.generation_whisper import _median_filter
 
 from engine.harness import Engine, Reply
 from octavo.base.media import MediaTensor
-from octavo.base.params import SamplingParams, SpeechRules
+from octavo.base.params import SamplingParams, SpeechAlignment, SpeechRules
 from octavo.wire.messages import AddRequest
 from octavo.worker.speech import apply_rules, forbidden_ids
 from support.tiny_whisper import (
@@ -110,6 +111,33 @@ def test_the_same_text_in_any_company(both: tuple[Any, Engine], params: dict[str
         assert run(engine, [request]) == {request.request_id: replies[request.request_id]}
     assert run(engine, asked, per_step=1) == replies
     assert run(engine, asked, max_num_batched_tokens=8, max_num_prefill_tokens=5) == replies
+
+
+ALIGNMENT = SpeechAlignment(heads=((1, 0), (2, 1), (1, 1)), first_token=1, num_rows=ROWS - 3, smoothing=5)
+
+
+def test_when_it_was_said_is_where_the_heads_look(both: tuple[Any, Engine]) -> None:
+    model, engine = both
+    asked = requests(max_tokens=1, logprobs=None, alignment=ALIGNMENT)[1:]
+    replies = run(engine, [*asked, *requests(1)])
+    for request in asked:
+        ids = request.prompt_token_ids
+        with torch.no_grad():
+            seen = model(
+                input_features=torch.from_numpy(random_frames(request.request_id).T.copy())[None],
+                decoder_input_ids=torch.tensor([ids]),
+                output_attentions=True,
+            ).cross_attentions
+        weights = torch.stack([seen[layer][:, head, 1:, : ROWS - 3] for layer, head in ALIGNMENT.heads], 1)
+        spread, mean = torch.std_mean(weights, dim=-2, correction=0, keepdim=True)
+        expected = _median_filter((weights - mean) / spread, ALIGNMENT.smoothing).mean(1)[0]
+        reply = replies[request.request_id]
+        assert reply.finish_reason == "stop" and reply.token_ids == [] and reply.pooled is not None
+        found = torch.from_numpy(np.frombuffer(reply.pooled, np.float32).reshape(len(ids) - 1, ROWS - 3).copy())
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    # Alone, and in steps of a few tokens, the same bit for bit.
+    assert run(engine, asked[-1:]) == {asked[-1].request_id: replies[asked[-1].request_id]}
+    assert run(engine, [*asked, *requests(1)], max_num_batched_tokens=8, max_num_prefill_tokens=5) == replies
 
 
 def test_frames_of_another_shape_are_refused(both: tuple[Any, Engine]) -> None:

@@ -18,6 +18,7 @@ from octavo.ops.table import Ops
 from octavo.wire.messages import TokenLogprobs
 from octavo.wire.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
 from octavo.worker.adapters import AdapterSlots
+from octavo.worker.alignment import SpeechAligner
 from octavo.worker.cross_inputs import CrossInputs
 from octavo.worker.graphs import StepGraphs
 from octavo.worker.input_batch import HostBatch, InputBatch, RowTensors, build_batch
@@ -113,9 +114,11 @@ class ModelRunner:
             ops.attention_planner, model.attention_shapes, device.torch_device, ops.activation_dtype
         )
         self._crossing: CrossInputs | None = None
+        self._rows_heard: dict[int, torch.Tensor] = {}  # of the slots that want an alignment
         self._encoder_planner: Any = None  # of attentions over its rows, whose lengths are others
         if definition.encoder is not None:
             self._crossing = CrossInputs(model, ops, device, kv_caches, block_size)
+            self._aligner = SpeechAligner(model, ops, device, kv_caches)
             (heads,) = {cache.heads for cache in definition.program.caches if cache.of_encoder}
             self._encoder_planner = ops.attention_planner(heads, device.torch_device, ops.activation_dtype)
         self._sampler = Sampler(ops, device, max_num_seqs, logprobs_mode)
@@ -180,6 +183,8 @@ class ModelRunner:
             if len(host.logits_rows):
                 slots = None if batch.adapter_slots is None else batch.adapter_slots[rows]
                 logits = self._model.logits(hidden, slots)
+        if states.alignments:
+            step.pooled = self._align(host)
         if self._times_forward:
             step.forward_seconds = self._clock() - start
         step.logits, step.rows = logits, host.rows
@@ -197,17 +202,20 @@ class ModelRunner:
             self._adapters.apply(plan)
         for slot in plan.finished_slots:
             states.remove(slot)
+            self._rows_heard.pop(slot, None)
         for new in plan.new_requests:
             states.add(new)
         if self._pooler is not None:
             self._pooler.apply(plan)
         if self._crossing is not None:
             new_requests = plan.new_requests
-            self._crossing.write(
+            rows = self._crossing.write(
                 [new.encoder_token_ids for new in new_requests],
                 [new.encoder_block_ids for new in new_requests],
                 [new.encoder_frames for new in new_requests],
             )
+            heard = zip(new_requests, rows, strict=True)
+            self._rows_heard |= {new.slot: own for new, own in heard if new.slot in states.alignments}
         for known in plan.cached_requests:
             states.update(known)
 
@@ -257,6 +265,18 @@ class ModelRunner:
         if is_last_rows and needed is None:
             hidden = hidden[rows]
         return pooler.of_step(self._states, host, hidden, is_last_rows=is_last_rows)
+
+    def _align(self, host: HostBatch) -> dict[int, bytes]:
+        """What comes of the slots that want an alignment and whose prompt is whole behind this step."""
+        states, made = self._states, {}
+        for slot in host.rows.slots.tolist():
+            if (wanted := states.alignments.get(slot)) is None:
+                continue
+            states.num_computed[slot] = 0
+            whole = build_batch(states, {slot: int(states.num_tokens[slot])}, self._block_size)
+            batch, _, _ = self._upload(whole)
+            made[slot] = self._aligner.matrix(wanted, batch, self._rows_heard.pop(slot))
+        return made
 
     def _clock(self) -> float:
         """Seconds, when all that was launched has been computed."""

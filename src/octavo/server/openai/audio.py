@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from msgspec import UNSET
+
 from octavo.base.errors import InvalidRequest, clip
 from octavo.base.suggest import nearest
 from octavo.served.models import Lease
@@ -23,6 +25,7 @@ from octavo.server.openai.protocol.audio import (
     TranscriptionForm,
     TranscriptionReply,
     TranscriptionSegment,
+    TranscriptionWord,
     TranscriptTextDelta,
     TranscriptTextDone,
     TranslationForm,
@@ -54,7 +57,7 @@ class AudioHandler:
         wishes = self._wishes(exchange, request)
         transcriber.check(wishes)
         async with exchange.cancelled_on_disconnect():
-            transcript = Transcript(transcriber, await transcriber.sound(file.data, "file"), wishes)
+            transcript = Transcript(transcriber, await transcriber.sounds.of_file(file.data, "file"), wishes)
             async with aclosing(transcript.pieces()) as pieces:
                 if request.stream:
                     await self._stream(exchange, transcript, pieces)
@@ -84,11 +87,6 @@ class AudioHandler:
         if request.stream and wanted != "json":
             raise InvalidRequest("`response_format` must be json when `stream` is true.", "response_format")
         granularities = getattr(request, "timestamp_granularities", None)
-        if granularities and "word" in granularities:
-            raise InvalidRequest(
-                "Times of words are not computed; `segment` tells those of the pieces that they stand in.",
-                "timestamp_granularities[]",
-            )
         if granularities and wanted != "verbose_json":
             raise InvalidRequest(
                 "`timestamp_granularities[]` needs `response_format` to be verbose_json.", "timestamp_granularities[]"
@@ -100,6 +98,7 @@ class AudioHandler:
             task=self._task,
             language=getattr(request, "language", None),
             prompt=request.prompt or "",
+            words="word" in (getattr(request, "timestamp_granularities", None) or ()),
             temperature=request.temperature or 0.0,
             seed=request.seed or 0,
             priority=request.priority or 0,
@@ -145,6 +144,7 @@ class AudioHandler:
             text=text,
             segments=[_segment(number, piece) for number, piece in enumerate(pieces)],
             usage=_usage(transcript),
+            words=[word for piece in pieces for word in _words(piece)] if transcript.wishes.words else UNSET,
         )
 
 
@@ -184,4 +184,9 @@ def _segment(number: int, piece: Piece) -> TranscriptionSegment:
         piece.avg_logprob,
         piece.compression_ratio,
         piece.no_speech_prob,
+        UNSET if piece.words is None else _words(piece),
     )
+
+
+def _words(piece: Piece) -> list[TranscriptionWord]:
+    return [TranscriptionWord(each.word.strip(), round(each.start, 2), round(each.end, 2)) for each in piece.words or ()]
