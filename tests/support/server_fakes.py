@@ -22,11 +22,13 @@ from octavo.served.media import MediaReader
 from octavo.served.model import ServedModel
 from octavo.served.models import Models
 from octavo.served.parts import OutputSettings
+from octavo.served.transcription import Transcriber
 from octavo.server.app import ServerState, create_app
 from octavo.server.http.exchange import ASGIApp
 from octavo.server.metrics import Metrics
 from octavo.text.formats.table import REASONING_FORMATS, TOOL_FORMATS
 from octavo.text.grammars.tool_grammar import SpecialTokens
+from octavo.text.speech import SpeechVocabulary
 from octavo.wire.messages import EngineInfo, TokenLogprobs
 
 MODEL = "tiny"
@@ -281,11 +283,16 @@ def make_server(
     fetcher: Any = None,
     decoder: Any = None,
     takes_adapters: bool = False,
+    speech: SpeechVocabulary | None = None,
     **config: Any,
 ) -> Server:
-    """`tools`, `reasoning`: names of output formats. `processor`: of a model that takes media."""
+    """`tools`, `reasoning`: names of output formats. `processor`: of a model that takes media. `speech`: of one that
+    transcribes."""
     engine, renderer, grammars = FakeEngine(script), PlainRenderer(), FakeGrammars()
     settings = ServerConfig(**config)
+    hears: Transcriber | None = None
+    if speech is not None:
+        hears = Transcriber(speech, engine, ByteTokenizer(), renderer, info or engine_info(), settings)
     model = ServedModel(
         names=names,
         engine=engine,
@@ -297,6 +304,7 @@ def make_server(
         logprobs_mode=logprobs_mode,
         default_sampling=default_sampling or {},
         adapters=Adapters(engine, ModelConfig(), names, settings.lora_resolver_dir) if takes_adapters else None,
+        speech=hears,
         grammars=grammars,
         media=None
         if processor is None

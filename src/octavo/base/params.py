@@ -75,9 +75,9 @@ class SpeechAlignment(msgspec.Struct, frozen=True, kw_only=True):
     """When what is known to be said was said, is wanted in place of tokens: how much each token's row looks at each
     row of the encoder.
 
-    The result is float32 [tokens, rows], little endian, of the prompt's tokens from `first_token` on: of each of `heads`
-    the attention, as standard deviations from the mean of all these tokens and without what stands out along the rows,
-    and the mean of the heads.
+    The result is float32 [tokens, rows], little endian, of the prompt's tokens from `first_token` on: of each of
+    `heads` the attention, as standard deviations from the mean of all these tokens and without what stands out along
+    the rows, and the mean of the heads.
     """
 
     heads: tuple[tuple[int, int], ...]  # layer of the decoder, head: those that look at where it is said

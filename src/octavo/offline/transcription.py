@@ -129,9 +129,10 @@ async def _sound(transcriber: Transcriber, given: MediaPart | Path | bytes, para
         return await transcriber.sounds.of_part(given)
     if isinstance(given, Path):
         try:
-            given = await asyncio.to_thread(given.read_bytes)
+            data = await asyncio.to_thread(given.read_bytes)
         except OSError as exc:
             raise InvalidRequest(f"{given} cannot be read: {exc.strerror or exc}", param) from None
+        return await transcriber.sounds.of_file(data, param)
     return await transcriber.sounds.of_file(given, param)
 
 

@@ -1,4 +1,4 @@
-"""Which words tokens make, and when each was said: from how much the row of each token looks at each moment of the sound.
+"""Which words tokens make, and when each was said: from how much each token's row looks at each moment of the sound.
 
     token     | <0.00>   The  New  York  <2.00>
     moments   |    ######                          the path through the matrix along which they look most,

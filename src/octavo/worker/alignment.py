@@ -117,7 +117,8 @@ def standardised(seen: Tensor) -> Tensor:
 
 
 def smoothed(values: Tensor, width: int) -> Tensor:
-    """Of each value [tokens, rows] the median of the `width` (odd) around it in its line, mirrored at the line's ends."""
+    """Of each value [tokens, rows] the median of the `width`, an odd number, around it in its line, which is mirrored
+    at its ends."""
     half = width // 2
     if values.shape[1] <= half:
         return values

@@ -11,6 +11,7 @@ from msgspec import UNSET
 
 from octavo.base.errors import InvalidRequest, clip
 from octavo.base.suggest import nearest
+from octavo.media.part import MediaPart, checked_url
 from octavo.served.models import Lease
 from octavo.served.transcription import Piece, SpeechWishes, Task, Transcriber, Transcript
 from octavo.server.http.errors import validate_body
@@ -50,14 +51,18 @@ class AudioHandler:
     async def __call__(self, exchange: Exchange) -> None:
         serving = self._serving
         serving.state.check_available()
-        form = await exchange.read_form(serving.state.config.max_media_bytes)
-        file, request = self._read(exchange, form)
+        file, request = self._read(exchange, await self._body(exchange))
         lease = serving.state.models.resolve(request.model)
         transcriber = _transcriber(lease)
         wishes = self._wishes(exchange, request)
         transcriber.check(wishes)
         async with exchange.cancelled_on_disconnect():
-            transcript = Transcript(transcriber, await transcriber.sounds.of_file(file.data, "file"), wishes)
+            sounds = transcriber.sounds
+            if isinstance(file, MediaPart):
+                sound = await sounds.of_part(file)
+            else:
+                sound = await sounds.of_file(file.data, "file")
+            transcript = Transcript(transcriber, sound, wishes)
             async with aclosing(transcript.pieces()) as pieces:
                 if request.stream:
                     await self._stream(exchange, transcript, pieces)
@@ -65,12 +70,30 @@ class AudioHandler:
                     await self._send(exchange, request, transcript, [piece async for piece in pieces])
 
     # ------------------------------------------------------------ the request
-    def _read(self, exchange: Exchange, form: Form) -> tuple[FormFile, TranslationForm]:
+    async def _body(self, exchange: Exchange) -> Mapping[str, Any]:
+        """A form, or an object whose `file_url` is an address of the sound."""
+        if (exchange.header(b"content-type") or "").partition(";")[0].strip().lower() != "application/json":
+            return _form_body(await exchange.read_form(self._serving.state.config.max_media_bytes))
+        body = await exchange.read_json()
+        if not isinstance(body, dict):
+            raise InvalidRequest("The body should be an object.")
+        url = body.pop("file_url", None)
+        if not isinstance(url, str):
+            raise InvalidRequest(
+                "The body is a form, multipart/form-data, with a `file`; or JSON with a `file_url`, an address of the "
+                "sound or `data:audio/...`.",
+                "file_url",
+            )
+        if "timestamp_granularities" in body:
+            body["timestamp_granularities[]"] = body.pop("timestamp_granularities")
+        checked = checked_url(url, "audio", "file_url")
+        return body | {"file": MediaPart(kind="audio", param="file_url", place="file_url", url=checked)}
+
+    def _read(self, exchange: Exchange, body: Mapping[str, Any]) -> tuple[FormFile | MediaPart, TranslationForm]:
         model = TranscriptionForm if self._task == "transcribe" else TranslationForm
-        body = _body(form)
         request = validate_body(model, body)
         refuse_unsupported(body, AUDIO_REFUSALS)
-        if not isinstance(request.file, FormFile):
+        if not isinstance(request.file, FormFile | MediaPart):
             raise InvalidRequest("`file` should be a file of the form, with a file name.", "file")
         known = {field.alias or name for name, field in model.model_fields.items()}
         if ignored := [name for name in ignored_fields(body, model, AUDIO_REFUSALS) if name not in known]:
@@ -154,7 +177,7 @@ def _transcriber(lease: Lease) -> Transcriber:
     return lease.model.speech
 
 
-def _body(form: Form) -> Mapping[str, Any]:
+def _form_body(form: Form) -> Mapping[str, Any]:
     """Fields by name; of those that end in brackets, a list. Raises `InvalidRequest` for one that comes twice."""
     body: dict[str, Any] = {}
     for name, value in [*form.fields, *form.files]:
@@ -189,4 +212,5 @@ def _segment(number: int, piece: Piece) -> TranscriptionSegment:
 
 
 def _words(piece: Piece) -> list[TranscriptionWord]:
-    return [TranscriptionWord(each.word.strip(), round(each.start, 2), round(each.end, 2)) for each in piece.words or ()]
+    found = piece.words or ()
+    return [TranscriptionWord(each.word.strip(), round(each.start, 2), round(each.end, 2)) for each in found]
