@@ -72,6 +72,16 @@ def test_words_are_said_when_transformers_says_so(
     assert again.text == same.text == bare.text == found.text and again.segments[0].words is None
 
 
+def test_silence_and_noise_are_what_the_reference_takes_them_for(llm: LLM) -> None:
+    """transformers with the same thresholds leaves the noise out, and hears `you` in silence, which is likely enough."""
+    noise = 0.05 * np.random.default_rng(0).standard_normal(8 * RATE).astype(np.float32)
+    [nothing, silence] = llm.transcribe([(noise, RATE), (np.zeros(5 * RATE, np.float32), RATE)])
+    assert (nothing.text, nothing.segments) == ("", [])
+    [segment] = silence.segments
+    assert (segment.text, segment.temperature) == (" you", 0.0)
+    assert segment.avg_logprob == pytest.approx(-0.7001, abs=2e-3) and segment.no_speech_prob > 0.6
+
+
 def test_a_path_is_that_of_transformers() -> None:
     for seed, shape in enumerate([(1, 5), (5, 1), (7, 7), (12, 60), (30, 20)]):
         looks = np.random.default_rng(seed).standard_normal(shape).astype(np.float32).round(1)

@@ -14,7 +14,7 @@ from engine.harness import Engine, Reply
 from octavo.base.media import MediaTensor
 from octavo.base.params import SamplingParams, SpeechAlignment, SpeechRules
 from octavo.wire.messages import AddRequest
-from octavo.worker.speech import apply_rules, forbidden_ids
+from octavo.worker.speech import apply_rules, listed_ids
 from support.tiny_whisper import (
     CHANNELS,
     END,
@@ -25,7 +25,6 @@ from support.tiny_whisper import (
     ROWS,
     START,
     TRANSCRIBE,
-    VOCAB,
     logits_of,
     make_whisper,
     random_frames,
@@ -78,22 +77,21 @@ def test_greedy_tokens_and_their_probabilities_are_those_of_transformers(both: t
         torch.testing.assert_close(found, rows.max(-1).values, rtol=1e-4, atol=1e-4)
 
 
-def test_speech_is_held_to_its_rules_and_the_first_score_is_that_of_silence(both: tuple[Any, Engine]) -> None:
+def test_speech_is_held_to_its_rules_and_the_first_score_has_silence_beside_it(both: tuple[Any, Engine]) -> None:
     model, engine = both
     asked = requests(speech=RULES)
     replies = run(engine, asked)
     for request in asked:
         reply, prompt = replies[request.request_id], request.prompt_token_ids
         logits = logits_of(model, random_frames(request.request_id), [*prompt, *reply.token_ids])[len(prompt) - 1 :]
-        assert reply.logprobs[0].logprob == pytest.approx(float(logits[0].log_softmax(-1)[NO_SPEECH]), abs=1e-4)
+        [silence] = reply.logprobs[0].top_logprobs
+        assert silence == pytest.approx(float(logits[0].log_softmax(-1)[NO_SPEECH]), abs=1e-4)
+        assert reply.logprobs[0].top_ids == [NO_SPEECH]
         for i, token in enumerate(reply.token_ids):
             row = logits[i].clone()
-            forbidden = forbidden_ids(RULES, np.array(reply.token_ids[:i], np.int32), VOCAB)
-            apply_rules(row, RULES, torch.from_numpy(forbidden.astype(np.int64)), i)
+            apply_rules(row, RULES, np.array(reply.token_ids[:i], np.int32), torch.from_numpy(listed_ids(RULES)))
             assert token == int(row.argmax())
-            if i:
-                found = reply.logprobs[i].logprob
-                assert found == pytest.approx(float(row.log_softmax(-1)[token]), abs=1e-4)
+            assert reply.logprobs[i].logprob == pytest.approx(float(row.log_softmax(-1)[token]), abs=1e-4)
         assert reply.token_ids[0] in RULES.first[0] and reply.token_ids[1] == TRANSCRIBE
         assert reply.token_ids[2] >= FIRST_TIME
 

@@ -50,7 +50,8 @@ def said(
     for token in tokens:
         ids += list(token.encode()) if isinstance(token, str) else [TIMES + token]
     ids.append(END)
-    scores = [TokenLogprobs(silence if i == 0 else logprob, 1, [], []) for i in range(len(ids))]
+    scores = [TokenLogprobs(logprob, 1, [], []) for _ in ids]
+    scores[0] = TokenLogprobs(-9.0, 1, [SILENCE], [silence])  # of a language, which counts for nothing
     return [GenerationDelta([CompletionDelta(0, "", ids, scores, "stop", None)], 1, 0, len(ids), True)]
 
 

@@ -58,8 +58,8 @@ class SpeechRules(msgspec.Struct, frozen=True, kw_only=True):
     are together more likely than any single token of text, a time it is. The ids from `first_time` to the end of the
     vocabulary are 0.00 s, 0.02 s, ...; those between `end_id` and it are never written behind the first.
 
-    Log probabilities of the tokens are those behind these rules. That of the very first token is instead the model's
-    own of `no_speech_id` in its place.
+    Log probabilities of the tokens are those behind these rules. The very first token has one alternative beside it:
+    `no_speech_id`, with the model's own log probability of it.
     """
 
     first: tuple[tuple[int, ...], ...] = ()  # what each of the first tokens may be

@@ -311,7 +311,7 @@ class Transcriber:
         vocabulary = self.vocabulary
         ids, entries = output.token_ids, output.logprobs or []
         scores = [entry.logprob for entry in entries]
-        silence = scores[0] if scores else -100.0
+        silence = entries[0].top_logprobs[0] if entries else -100.0
         num_first = 0
         if vocabulary.languages:
             num_first = 2
@@ -320,8 +320,7 @@ class Transcriber:
         own = ids[num_first:]
         if own and own[-1] == vocabulary.end_id:
             own = own[:-1]
-        # The score of the very first token is that of silence.
-        told = scores[max(num_first, 1) :]
+        told = scores[num_first:]
         mean = sum(told) / len(told) if told else 0.0
         known = [*request.prompt_token_ids, *ids[: num_first + len(own)]]
         text, temperature = self.text_of(own).strip(), request.params.temperature
