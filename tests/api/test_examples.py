@@ -26,7 +26,9 @@ ON_SEEING = {"image.py", "images.py", "audio.py", "pdf.py"}
 ON_HEARING = {"transcribe.py"}
 #: With a model of embeddings: tests/api/test_embeddings.py.
 ON_VECTORS = {"embeddings.py"}
-ON_REAL = {"beam_search.py", "infill.py", "tools.py", "agent.py", "reasoning.py", "batch.py"}
+ON_REAL = {
+    "beam_search.py", "infill.py", "tools.py", "agent.py", "reasoning.py", "batch.py", "mcp_tools.py", "mcp_server.py",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,8 @@ def qwen(qwen_gguf: Path) -> Iterator[ServerProcess]:
     template = str(Path(__file__).parent / "result_as_text.jinja")
     flags = ("--chat-template", template, "--tool-call-parser", "hermes", "--reasoning-parser", "qwen3")
     sizes = ("--max-model-len", "1024", "--num-kv-blocks-override", "128")
+    servers = {"weather": {"command": sys.executable, "args": [str(EXAMPLES / "mcp_server.py")]}}
+    flags += ("--mcp-servers", json.dumps(servers))
     with ServerProcess(qwen_gguf, "--enable-auto-tool-choice", *flags, *sizes) as process:
         yield process.wait_ready(180)
 
@@ -86,6 +90,12 @@ def test_infill(qwen: ServerProcess) -> None:
 
 def test_tools(qwen: ServerProcess) -> None:
     assert script("tools.py", qwen) == "get_weather({'city': 'Oslo'})\nIt snows in Oslo, at -7 degrees.\n"
+
+
+def test_tools_of_an_mcp_server(qwen: ServerProcess) -> None:
+    called = 'get_weather({"city": "Oslo"}) -> It snows in Oslo, at -7 degrees.'
+    answer = "It snows in Oslo, at -7 degrees."
+    assert script("mcp_tools.py", qwen).splitlines() == [called, answer, "(called)", answer]
 
 
 def test_an_agent_of_the_agents_sdk(qwen: ServerProcess) -> None:

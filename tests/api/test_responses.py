@@ -16,6 +16,8 @@ from pydantic import BaseModel
 
 from server.test_responses import TOOLS
 from support.client_fakes import TOKENIZER
+from support.mcp_fakes import ADD, server_calling
+from support.mcp_server import running
 from support.server_fakes import Server, answer, make_server
 from support.server_process import ServerProcess
 from support.tool_fakes import ONE, server_saying
@@ -103,6 +105,32 @@ def test_a_call_whole_and_streamed_is_the_same() -> None:
             assert call.type == "function_call" and json.loads(call.arguments) == {"city": "Oslo"}
 
     with_client(server_saying(ONE), work)
+
+
+def test_tools_of_an_mcp_server_with_the_client_and_with_the_agents_sdk() -> None:
+    agents = pytest.importorskip("agents")
+    agents.set_tracing_disabled(True)
+
+    async def work(client: AsyncOpenAI) -> None:
+        tool: Any = {"type": "mcp", "server_label": "small", "server_url": run.url, "require_approval": "never"}
+        made = await client.responses.create(input="Sum?", tools=[tool])
+        async with client.responses.stream(model="tiny", input="Sum?", tools=[tool]) as stream:
+            kinds = [event.type async for event in stream]
+            final = await stream.get_final_response()
+        assert {"response.mcp_list_tools.completed", "response.mcp_call.completed"} <= set(kinds)
+        for response in (made, final):
+            listed, call, _ = response.output
+            assert listed.type == "mcp_list_tools" and listed.tools[0].name == "add"
+            assert (call.type == "mcp_call" and call.output, response.output_text) == ("3", "It is 3.")
+        agent = agents.Agent(
+            name="summer",
+            model=agents.OpenAIResponsesModel(model="tiny", openai_client=client),
+            tools=[agents.HostedMCPTool(tool_config=tool)],
+        )
+        assert (await agents.Runner.run(agent, "Sum?")).final_output == "It is 3."
+
+    with running() as run:
+        with_client(server_calling(run, *[ADD, "It is 3."] * 3), work)
 
 
 # ------------------------------------------------------------------------------------------------ a process that dies

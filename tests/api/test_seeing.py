@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
+from seeing import gguf_files
 from seeing.compose import compose
 from seeing.pictures import Content, any_content, draw
 from support.media_fakes import data_url, encoded
@@ -82,3 +83,18 @@ def test_octavo_chat_shows_a_picture(server: ServerProcess, tmp_path: Path) -> N
     done = subprocess.run(command, capture_output=True, text=True, timeout=bound(60), check=False)
     assert done.returncode == 0, done.stderr
     assert "red star" in done.stdout and "4" in done.stdout
+
+
+def test_it_tells_the_same_from_files_of_llama_cpp(smollm2_gguf: Path, tmp_path: Path) -> None:
+    """Without --mmproj: the projector lies beside the model."""
+    model = gguf_files.write(smollm2_gguf, tmp_path)
+    with ServerProcess(model, "--max-model-len", "512") as server:
+        server.wait_ready(180)
+        client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        told = [(content, asked(client, url, "Describe the picture.")) for content, url in pictures(5, seed=2024)]
+    texts = [(content, reply.choices[0].message.content) for content, reply in told]
+    right = [
+        all(word in text for word in (content.colour, content.shape, str(content.digit))) for content, text in texts
+    ]
+    assert sum(right) >= 4, texts
+    assert "mmproj-model-f16.gguf lies beside the model" in server.stderr

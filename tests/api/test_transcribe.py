@@ -73,7 +73,7 @@ def test_words_are_said_when_transformers_says_so(
 
 
 def test_silence_and_noise_are_what_the_reference_takes_them_for(llm: LLM) -> None:
-    """transformers with the same thresholds leaves the noise out, and hears `you` in silence, which is likely enough."""
+    """transformers with the same thresholds leaves the noise out, and hears `you` in silence: it is likely enough."""
     noise = 0.05 * np.random.default_rng(0).standard_normal(8 * RATE).astype(np.float32)
     [nothing, silence] = llm.transcribe([(noise, RATE), (np.zeros(5 * RATE, np.float32), RATE)])
     assert (nothing.text, nothing.segments) == ("", [])

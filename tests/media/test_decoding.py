@@ -378,6 +378,20 @@ def test_films_are_read(decode: Decoder, kind: str, codec: str) -> None:
     brightness = [max(color) for color in _colors(reply)]
     assert len(brightness) == 4 and brightness[0] < 20 and brightness[-1] > 235
     assert reply["frames"][0] == {"width": 64, "height": 32}
+    # Frames 0, 6, 13 and 19 of ten a second.
+    assert reply["times"] == pytest.approx([0, 0.6, 1.3, 1.9], abs=0.11)
+    assert reply["duration"] == pytest.approx(2.0, abs=0.11)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_frames_of_animations_have_times(decode: Decoder, kind: str) -> None:
+    frames = [picture(8, 8, (value, 0, 0)) for value in (0, 80, 160, 240)]
+    options: dict[str, Any] = {"save_all": True, "append_images": frames[1:], "duration": [100, 200, 300, 1000]}
+    reply = decode("video", encoded(frames[0], kind, **options), **IMAGE, num_frames=3)
+    assert reply["times"] == pytest.approx([0, 0.3, 0.6]) and reply["duration"] == pytest.approx(1.6)
+    still = decode("video", encoded(frames[0], kind), **IMAGE, num_frames=3)
+    assert (still["times"], still["duration"]) == ([0], 0.1)
+    assert "times" not in decode("frames", encoded(frames[0]), **IMAGE, num_frames=3)
 
 
 PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"

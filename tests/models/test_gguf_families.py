@@ -174,10 +174,15 @@ def interleaved(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
 
 
 def write_gguf(
-    path: Path, arch: str, directory: Path, model: Any, quantization: gguf.GGMLQuantizationType | None = None
+    path: Path,
+    arch: str,
+    directory: Path,
+    model: Any,
+    quantization: gguf.GGMLQuantizationType | None = None,
+    sections: list[int] | None = None,
 ) -> None:
     """The model that transformers saved to `directory`, in GGUF's conventions, as llama.cpp's converter would.
-    `quantization`: of the matrices of layers but the router's."""
+    `quantization`: of the matrices of layers but the router's. `sections`: of positions of several parts."""
     config = model.config
     checkpoint = SafetensorsCheckpoint(directory)
     definition = define(model_spec(checkpoint.config, "test"))
@@ -185,6 +190,8 @@ def write_gguf(
     writer = gguf.GGUFWriter(path, arch)
     heads = definition.program.caches[0].heads
     write_sizes(writer, arch, config, checkpoint.config, getattr(heads, "num_kv_heads", None))
+    if sections is not None:
+        writer.add_rope_dimension_sections([*sections, 0])
     values: dict[str, torch.Tensor] = {}
     for tensor in definition.tensors.values():
         # As the checkpoint has it: rows of heads are not yet in the order of the kernels.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.harness import Engine
+from models import tower_cases
+from octavo.base.errors import CheckpointError
 from octavo.base.media import MediaItem, PreparedMedia, place_media
 from octavo.base.params import SamplingParams
+from octavo.models.config_reader import ConfigReader
+from octavo.models.families import llama
+from octavo.models.vision import llama4, mllama
 from octavo.ops.run import Runner
 from octavo.ops.table import Ops, bind
 from octavo.text.media.table import media_processor
 from octavo.wire.messages import AddRequest
 from octavo.worker import worker as worker_module
+from support.tiny_mllama import VISION as MLLAMA
 
 IMAGE = 90
 TEXT: dict[str, Any] = {
@@ -61,8 +68,14 @@ TEXTS: dict[str, dict[str, Any]] = {
         "model_type": "qwen3_vl_moe_text", "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
         "moe_intermediate_size": 24, "rope_parameters": TURNS,
     },
+    **tower_cases.TEXTS,
     "Gemma3": GEMMA,
     "PaliGemma": {"model_type": "gemma", "head_dim": 16},
+    "Llama4": {
+        "model_type": "llama4_text", "head_dim": 16, "intermediate_size_mlp": 96, "num_local_experts": 4,
+        "interleave_moe_layer_step": 2, "no_rope_layers": [1, 0], "attention_chunk_size": 64, "bos_token_id": 1,
+        "pad_token_id": 2,
+    },
 }  # fmt: skip
 VISION: dict[str, Any] = {
     "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 16,
@@ -124,10 +137,19 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"vision_config": {**QWEN_ANY, "num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]}},
         {"min_pixels": 64, "max_pixels": 2048, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
     ),
+    **tower_cases.CASES,
     "gemma3": (
         "Gemma3",
         {"vision_config": {"model_type": "siglip_vision_model", **VISION}, "mm_tokens_per_image": 4},
         {"size": {"height": 16, "width": 16}},
+    ),
+    "gemma3-pan-and-scan": (
+        "Gemma3",
+        {"vision_config": {"model_type": "siglip_vision_model", **VISION}, "mm_tokens_per_image": 4},
+        {
+            "size": {"height": 16, "width": 16}, "do_pan_and_scan": True, "pan_and_scan_min_crop_size": 8,
+            "pan_and_scan_max_num_crops": 4, "pan_and_scan_min_ratio_to_activate": 1.2,
+        },
     ),
     "pixtral": (
         "Llava",
@@ -167,6 +189,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {
             "vision_config": {"model_type": "siglip_vision_model", **VISION}, "vision_feature_layer": [-3, -1],
             "vision_feature_select_strategy": "full", "image_grid_pinpoints": [[16, 32], [32, 16]],
+            # Without `logits_scaling`, which transformers leaves out of a Granite that sees.
+            "text": {
+                "model_type": "granite", "embedding_multiplier": 3.0, "residual_multiplier": 0.5,
+                "attention_multiplier": 0.2,
+            },
         },
         {
             "size": {"height": 16, "width": 16}, "crop_size": {"height": 16, "width": 16},
@@ -186,6 +213,16 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         },
         {**LLAVA, "image_grid_pinpoints": [[16, 32], [32, 16], [32, 32], [48, 16]]},
     ),
+    "llama4": (
+        "Llama4",
+        {
+            "vision_config": {
+                **VISION, "intermediate_size": 192, "projector_input_dim": 40, "projector_output_dim": 40,
+                "vision_output_dim": 40,
+            },
+        },
+        {"size": {"height": 16, "width": 16}},
+    ),
     "smolvlm": ("SmolVLM", {"vision_config": VISION, "scale_factor": 4}, IDEFICS),
 }  # fmt: skip
 
@@ -202,6 +239,20 @@ def _turn_experts(path: Path) -> None:
     save_file(tensors, path)
 
 
+def _shown(media: PreparedMedia, patch: int, side: int) -> torch.Tensor:
+    """float32 [tiles, 3, side, side], of an item whose patches have positions of three parts."""
+    tensors = {
+        name: np.frombuffer(each.data, each.dtype).reshape(each.shape).copy() for name, each in media.tensors.items()
+    }
+    patches, (_, columns, lines) = tensors["patches"], tensors["positions"]
+    shown = np.empty((len(patches), 3, side, side), np.float32)
+    for tile, at in np.ndindex(patches.shape[:2]):
+        x, y = columns[tile, at] * patch, lines[tile, at] * patch
+        values = patches[tile, at].reshape(3, patch, patch)
+        shown[tile, :, y : y + patch, x : x + patch] = [tensors["levels"][c][values[c]] for c in range(3)]
+    return torch.from_numpy(shown)
+
+
 class Case:
     """A model of transformers on the disk, the engine that serves it, and its processor."""
 
@@ -210,7 +261,8 @@ class Case:
 
         family, options, self.settings = CASES[name]
         torch.manual_seed(0)
-        text = {**TEXT, **TEXTS.get(family, {})}
+        options = dict(options)
+        text = {**TEXT, **TEXTS.get(family, {}), **options.pop("text", {})}
         config = getattr(transformers, f"{family}Config")(
             text_config=text, image_token_id=IMAGE, tie_word_embeddings=False, **options
         )
@@ -259,6 +311,16 @@ class Case:
         return logits.float().log_softmax(-1)
 
     def inputs(self, images: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        if self.family == "MiniCPMV4_6":
+            from transformers.models.minicpmv4_6 import image_processing_pil_minicpmv4_6 as slicing
+
+            processor = slicing.MiniCPMV4_6ImageProcessorPil(**self.settings)
+            found = processor(list(images), return_tensors="pt")
+            return {name: found[name] for name in ("pixel_values", "target_sizes")}
+        if self.family.startswith("Glm4"):
+            from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+
+            return dict(Glm4vImageProcessorPil(patch_size=4, **self.settings)(list(images), return_tensors="pt"))
         if self.family in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3VLMoe"):
             from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -279,6 +341,9 @@ class Case:
             from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
             return dict(LlavaNextImageProcessorPil(**self.settings)(list(images), return_tensors="pt"))
+        if self.family == "Llama4":  # whose processor resizes with torchvision: what it sees is octavo's
+            shown = [self.processor.image(image, {}) for image in images]
+            return {"pixel_values": torch.cat([_shown(each, 4, 16) for each in shown])}
         return {"pixel_values": self.pixel_values(images)}
 
     def pixel_values(self, images: Sequence[np.ndarray]) -> torch.Tensor:
@@ -298,6 +363,22 @@ class Case:
         from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
         return Idefics3ImageProcessorPil(**self.settings)([list(images)], return_tensors="pt")["pixel_values"]
+
+    def company(self) -> None:
+        """What prompts give alone they give beside each other, bit for bit."""
+        params = SamplingParams(temperature=0.0, max_tokens=3, prompt_logprobs=0)
+        prompts = [
+            self.prompt([pixels(30, 20, 1)]),
+            self.prompt([pixels(40, 40, 2), pixels(16, 16, 3)]),
+            ([3, 4, 5], ()),
+        ]
+        requests = [AddRequest(i, ids, params, media=media) for i, (ids, media) in enumerate(prompts)]
+
+        def replies(asked: list[AddRequest]) -> list[Any]:
+            found = self.engine.run(asked, scheduler=self.engine.scheduler(prefix_caching=False)).replies
+            return [found[each.request_id] for each in asked]
+
+        assert replies(requests) == [reply for each in requests for reply in replies([each])]
 
     def reply(
         self, ids: list[int], media: tuple[MediaItem, ...], *, engine: Engine | None = None, **info: Any
@@ -335,6 +416,11 @@ def test_a_picture_in_chunks_is_the_same_bit_for_bit(case: Case) -> None:
     assert case.reply(ids, media, media_step_rows=1, media_cache_rows=1) == whole
 
 
+@pytest.mark.parametrize("case", ["glm4v", "minicpm-v-4.6"], indirect=True)
+def test_prompts_give_the_same_alone_and_in_company(case: Case) -> None:
+    case.company()
+
+
 @pytest.mark.parametrize("case", ["llava", "qwen2-vl", "gemma3"], indirect=True)
 def test_a_prompt_may_end_with_a_picture(case: Case) -> None:
     image = pixels(16, 16, 2)
@@ -347,7 +433,9 @@ def test_a_prompt_may_end_with_a_picture(case: Case) -> None:
     assert tokens[0] == int(logprobs[-1].argmax())
 
 
-@pytest.mark.parametrize("case", ["llava", "idefics3", "qwen3-vl", "gemma3", "mistral3", "internvl"], indirect=True)
+@pytest.mark.parametrize(
+    "case", ["llava", "idefics3", "qwen3-vl", "glm4v", "minicpm-v-4.6", "gemma3", "mistral3", "internvl"], indirect=True
+)
 def test_operations_one_by_one_are_the_native_program(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def bound(*args: Any, **options: Any) -> Ops:
         return dataclasses.replace(bind(*args, **options), program_runner=Runner)
@@ -356,3 +444,32 @@ def test_operations_one_by_one_are_the_native_program(case: Case, monkeypatch: p
     engine = Engine(case.path)
     ids, media = case.prompt([pixels(30, 20, 1), pixels(16, 16, 2)])
     assert case.reply(ids, media, engine=engine) == case.reply(ids, media)
+
+
+@pytest.mark.parametrize(
+    ("family", "vision", "told"),
+    [
+        ("Llama4", {"pixel_shuffle_ratio": 0.4}, "pixel_shuffle_ratio = '0.4'"),
+        ("Llama4", {"intermediate_size": 65}, "intermediate_size = '65'"),
+        ("Llama4", {"vision_output_dim": 41}, "vision_output_dim = '41'"),
+        ("Llama4", {"hidden_act": "silu"}, "hidden_act = 'silu'"),
+        ("Llama4", {"vision_feature_layer": -2}, "vision_feature_layer = '-2'"),
+        ("Llama4", {"num_attention_heads": 8}, "num_attention_heads = '8'"),
+        ("Mllama", {"intermediate_layers_indices": [2, 0]}, "is not in rising order"),
+        ("Mllama", {"intermediate_layers_indices": [4]}, "numbers of the 4 layers"),
+        ("Mllama", {"vision_output_dim": 7}, "vision_output_dim = '7'"),
+        ("Mllama", {"supported_aspect_ratios": [[1, 1]]}, "supported_aspect_ratios = "),
+        ("Mllama", {"image_size": [16, 32]}, "is not the side of a square"),
+        ("Mllama", {"num_channels": 1}, "num_channels = '1'"),
+    ],
+)
+def test_towers_that_are_not_implemented_are_refused_by_key_and_value(
+    family: str, vision: dict[str, Any], told: str
+) -> None:
+    made, usual = {"Llama4": (llama4.tower, CASES["llama4"][1]["vision_config"]), "Mllama": (mllama.tower, MLLAMA)}[
+        family
+    ]
+    text = llama.spec(ConfigReader({**TEXT, "hidden_act": "silu"}))
+    made(ConfigReader({"vision_config": usual}), text)
+    with pytest.raises(CheckpointError, match=re.escape(told)):
+        made(ConfigReader({"vision_config": {**usual, **vision}}), text)

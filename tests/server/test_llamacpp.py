@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from octavo.client.generation import GenerationDelta, PromptProgress
 from octavo.client.observer import RequestTimes
 from octavo.wire.messages import TokenLogprobs
-from support.server_fakes import MODEL, Reply, Server, answer, make_server, with_logprobs
+from support.server_fakes import MODEL, Reply, Server, answer, drive, make_server, with_logprobs
 
 
 def saying(text: str, **fields: Any) -> Server:
@@ -169,3 +170,45 @@ def test_the_progress_of_a_prompt_comes_before_its_first_token() -> None:
         assert found == progress
     reply = complete(server, return_progress=True)
     assert (reply.status, reply.error["param"]) == (400, "return_progress")
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded", "application/json"])
+def test_the_content_type_does_not_count_here_but_for_pages(content_type: str) -> None:
+    server, headers = saying("Hi"), {"content-type": content_type}
+    for path, body in (("/completion", {"prompt": "a"}), ("/infill", {"input_prefix": "a"})):
+        server.renderer.can_infill = True
+        assert server.post(path, body, headers).status == 200
+        of_page = server.post(path, body, headers | {"origin": "http://example.org"})
+        assert of_page.status == (200 if content_type == "application/json" else 400)
+        assert server.post(path, body, headers | {"content-encoding": "gzip"}).status == 415
+    other = server.post("/tokenize", {"content": "a"}, headers)
+    assert other.status == (200 if content_type == "application/json" else 400)
+
+
+def test_the_slots_tell_what_runs() -> None:
+    async def work() -> None:
+        gate = asyncio.Event()
+        server = make_server(lambda request: [gate, *answer("Hi")], slots=True, api_key=["key"])
+        key = {"authorization": "Bearer key"}
+        assert (await drive(server.app, "GET", "/slots")).status == 401
+        idle = (await drive(server.app, "GET", "/slots", headers=key)).json()
+        assert idle == [{"id": i, "n_ctx": 512, "speculative": False, "is_processing": False} for i in range(8)]
+        running = [
+            asyncio.create_task(drive(server.app, "POST", "/completion", {"prompt": "abc", "n_predict": 9}, key))
+            for _ in range(8)
+        ]
+        while server.engine.num_open < 8:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        slots = (await drive(server.app, "GET", "/slots?fail_on_no_slot=0", headers=key)).json()
+        assert all(slot["is_processing"] for slot in slots) and len(slots) == 8
+        first = slots[0]
+        assert (first["id"], first["id_task"], first["n_prompt_tokens"], first["n_prompt_tokens_cache"]) == (0, 7, 3, 1)
+        assert first["next_token"] == [{"has_next_token": True, "n_remain": 7, "n_decoded": 2}]
+        assert first["params"]["n_predict"] == 9 and "prompt" not in first
+        full = await drive(server.app, "GET", "/slots?fail_on_no_slot=1", headers=key)
+        assert (full.status, full.error["message"]) == (503, "no slot available")
+        gate.set()
+        assert {(await reply).status for reply in running} == {200}
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+    assert make_server().get("/slots").status == 404

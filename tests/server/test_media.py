@@ -19,11 +19,13 @@ from octavo.media.decoder import MediaDecoder, helper
 from octavo.media.fetcher import Fetcher
 from octavo.served.media import media_reader
 from support.media_fakes import (
+    FILM_ROW,
     PLACEHOLDER,
     ROW,
     SOUND_ROW,
     FakeProcessor,
     HearingProcessor,
+    WatchingProcessor,
     data_url,
     encoded,
     host,
@@ -233,6 +235,37 @@ def test_a_video_is_its_frames() -> None:
     listed = ",".join(base64.b64encode(encoded(frame, "JPEG")).decode() for frame in frames)
     assert ask(server, {"video_url": f"data:video/jpeg;base64,{listed}"}).status == 200
     assert text(server) == f"user:[{ROW}][{ROW}]"
+
+
+def test_a_video_is_one_medium_where_the_model_knows_of_time() -> None:
+    processor = WatchingProcessor()
+    server = seeing(
+        processor=processor, media_io_kwargs='{"video": {"num_frames": 2}}', mm_processor_kwargs='{"crop": 0}'
+    )
+    frames = [picture(8, 8, color) for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
+    film = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=[200, 300, 500])
+    part = {"type": "video_url", "video_url": {"url": data_url(film, "video/gif")}}
+    reply = ask(server, part, image_part(BLUE), words("What?"))
+    assert reply.status == 200
+    assert text(server) == f"user:({FILM_ROW * 2})[{ROW}]What?"
+    ((shown, times, duration, options),) = processor.videos
+    assert [tuple(frame[0, 0]) for frame in shown] == [(255, 0, 0), (0, 0, 255)]
+    assert (times, duration, options) == ([0.0, 0.5], 1.0, {"crop": 0})
+    items = server.engine.requests[0].media
+    assert [(item.kind, item.spans) for item in items] == [("video", ((6, 2),)), ("image", ((10, 1),))]
+    assert reply.json()["usage"]["prompt_tokens_details"]["image_tokens"] == 3
+    listed = ",".join(base64.b64encode(encoded(frame, "JPEG")).decode() for frame in frames)
+    assert ask(server, {"video_url": f"data:video/jpeg;base64,{listed}"}).status == 200
+    assert processor.videos[-1][1:3] == (None, 0.0)
+
+
+def test_a_vocabulary_without_videos_has_their_frames() -> None:
+    processor = WatchingProcessor()
+    processor.video_placeholder_id = -1
+    server = seeing(processor=processor)
+    film = encoded(picture(8, 8), "GIF", save_all=True, append_images=[BLUE])
+    assert ask(server, {"video_url": data_url(film, "video/gif")}).status == 200
+    assert text(server) == f"user:[{ROW}][{ROW}]" and not processor.videos
 
 
 def test_rows_that_are_ready_are_taken_as_they_are() -> None:

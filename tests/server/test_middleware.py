@@ -291,7 +291,7 @@ def test_a_path_beside_a_route_is_answered_with_the_route(path: str, meant: str)
         ("/v1/batches", "batches", "`octavo run-batch` for a file of requests"),
         ("/v1/fine_tuning/jobs", "fine-tuning", None),
         ("/v1/assistants", "the Assistants API", "/v1/chat/completions"),
-        ("/slots", "llama.cpp's native API", "/metrics"),
+        ("/slots", "llama.cpp's slots here", "/metrics, or --slots for GET /slots"),
     ],
 )
 def test_what_octavo_does_not_serve_is_said_by_its_name(path: str, what: str, instead: str | None) -> None:

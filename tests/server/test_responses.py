@@ -13,10 +13,14 @@ from pydantic import TypeAdapter
 from octavo.base.errors import ContextLengthExceeded, EngineDead, Overloaded
 from octavo.client.generation import CompletionDelta, GenerationDelta
 from octavo.wire.messages import TokenLogprobs
+from support.published import unknown_fields
 from support.server_fakes import CONTEXT, Reply, Server, answer, drive, make_server, with_logprobs
 from support.tool_fakes import CLOCK, ONE, TWO, WEATHER, message_of, server_saying
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+#: Fields beyond the package's types: those of OpenAI's own replies, and the bytes of tokens, which the types of events
+#: leave out and those of parts require.
+OURS = {"Response.store", "ResponseFunctionCallArgumentsDoneEvent.name", "Logprob.bytes", "LogprobTopLogprob.bytes"}
 TOOLS = [{"type": "function", **WEATHER["function"]}, {"type": "function", **CLOCK["function"]}]
 USER = {"role": "user", "content": "Hello"}
 
@@ -26,11 +30,9 @@ def respond(server: Server, value: Any = "Hello", **fields: Any) -> Reply:
 
 
 def checked(body: Any) -> Any:
-    """The body, which is a `Response` of the `openai` package, with no field that it does not know but `store`."""
-    response = Response.model_validate(body, strict=True)
-    assert set(response.model_extra or ()) == {"store"}  # OpenAI's own replies have it too
-    for item in response.output:
-        assert not item.model_extra
+    """The body, which is a `Response` of the `openai` package, with all that it must have, and no field at any depth
+    that its types do not know but ours."""
+    assert set(unknown_fields(Response.model_validate(body, strict=True))) == {"Response.store"}
     return body
 
 
@@ -41,7 +43,7 @@ def events_of(reply: Reply) -> list[Any]:
         assert event["sequence_number"] == number
         typed = EVENT.validate_python(event, strict=True)
         assert type(typed).model_fields["type"].annotation.__args__ == (event["type"],)
-        assert not typed.model_extra or set(typed.model_extra) <= {"name"}
+        assert set(unknown_fields(typed)) <= OURS
     return events
 
 
@@ -133,6 +135,32 @@ def test_n3_thoughts_are_an_item_of_their_own() -> None:
     assert said["content"][0]["text"] == "Yes."
     assert whole["usage"]["output_tokens_details"]["reasoning_tokens"] > 0
     assert "response.reasoning_text.done" in [event["type"] for event in events]
+
+
+def test_a_reply_that_goes_round_in_circles_is_incomplete() -> None:
+    detection = {"max_pattern_size": 4, "min_count": 3}
+    server = make_server(lambda request: answer("Ha ha ha", reason="repetition"))
+    events = respond(server, repetition_detection=detection, stream=True).named_events()
+    body = events[-1]["response"]
+    assert (body["status"], body["incomplete_details"]) == ("incomplete", {"reason": "repetition"})
+    assert body["output"][0]["content"][0]["text"] == "Ha ha ha" and body["output"][0]["status"] == "incomplete"
+    found = server.engine.requests[0].params.repetition_detection
+    assert found is not None and (found.max_pattern_size, found.min_count) == (4, 3)
+    wrong = respond(server, repetition_detection={"max_pattern_size": 4, "more": 1})
+    assert (wrong.status, wrong.error["param"]) == (400, "repetition_detection.more")
+
+
+def test_log_probabilities_of_tokens_that_are_named() -> None:
+    entries = [TokenLogprobs(-0.5, 1, [97, 98], [-1.0, -2.0])] * len("Hi")
+    server = make_server(lambda request: with_logprobs(answer("Hi"), entries))
+    asked: dict[str, Any] = {"include": ["message.output_text.logprobs"], "logprob_token_ids": [97, 98]}
+    whole, _ = both(server, **asked)
+    [first, _] = whole["output"][0]["content"][0]["logprobs"]
+    assert [(top["token"], top["logprob"]) for top in first["top_logprobs"]] == [("a", -1.0), ("b", -2.0)]
+    assert server.engine.requests[0].params.logprob_token_ids == (97, 98)
+    for fields in ({"logprob_token_ids": [97]}, asked | {"logprob_token_ids": [9999]}):
+        reply = respond(server, **fields)
+        assert (reply.status, reply.error["param"].split(".")[0]) == (400, "logprob_token_ids")
 
 
 def test_log_probabilities_are_of_the_text_alone() -> None:
@@ -320,7 +348,7 @@ REFUSED: list[tuple[dict[str, Any], str | None]] = [
     ({"input": [{"type": "reasoning", "summary": [], "encrypted_content": "x"}]}, "input.0.encrypted_content"),
     ({"input": "a", "tools": [{"type": "web_search"}]}, "tools.0"),
     ({"input": "a", "tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]}, "tools.0"),
-    ({"input": "a", "tools": [{"type": "mcp", "server_label": "a", "server_url": "http://a"}]}, "tools.0"),
+    ({"input": "a", "tools": [{"type": "mcp", "server_label": "a", "server_url": "http://a"}]}, "tools.0.server_url"),
     ({"input": "a", "tools": [{"type": "custom", "name": "a"}]}, "tools.0"),
     ({"input": "a", "tools": [{"type": "function"}]}, "tools.0.name"),
     ({"input": "a", "tools": [TOOLS[0], TOOLS[0]]}, "tools.1.name"),

@@ -8,7 +8,7 @@ import io
 import struct
 import wave
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,6 +22,8 @@ PLACEHOLDER = "\x01"  # with a tokenizer of bytes: token 1
 ROW = "\x02"
 SOUND = "\x03"
 SOUND_ROW = "\x04"
+FILM = "\x05"
+FILM_ROW = "\x06"
 
 
 class FakeProcessor:
@@ -60,6 +62,24 @@ class HearingProcessor(FakeProcessor):
         self.sounds.append((samples, rate))
         rows = -(-len(samples) // 100)
         return _prepared("audio", samples, rows, SOUND_ROW * rows)
+
+
+class WatchingProcessor(FakeProcessor):
+    """Takes videos as such: a row a frame."""
+
+    video_placeholder = FILM
+    video_placeholder_id = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.videos: list[tuple[list[np.ndarray], list[float] | None, float, dict[str, Any]]] = []
+
+    def video(
+        self, frames: Sequence[np.ndarray], times: Sequence[float] | None, duration: float, options: Mapping[str, Any]
+    ) -> PreparedMedia:
+        told = None if times is None else [round(time, 3) for time in times]
+        self.videos.append((list(frames), told, round(duration, 3), dict(options)))
+        return _prepared("video", np.stack(frames), len(frames), f"({FILM_ROW * len(frames)})")
 
 
 def _prepared(kind: Any, array: np.ndarray, rows: int, text: str) -> PreparedMedia:

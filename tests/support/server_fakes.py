@@ -15,7 +15,7 @@ from typing import Any
 from octavo.base.config import LogprobsMode, ModelConfig, ServerConfig
 from octavo.base.errors import InvalidRequest, ServerError
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
-from octavo.client.generation import CompletionDelta, GenerationDelta
+from octavo.client.generation import CompletionDelta, GenerationDelta, OpenSequence
 from octavo.client.sleep_mode import SleepMode
 from octavo.served.adapters import Adapters
 from octavo.served.media import MediaReader
@@ -29,7 +29,7 @@ from octavo.server.metrics import Metrics
 from octavo.text.formats.table import REASONING_FORMATS, TOOL_FORMATS
 from octavo.text.grammars.tool_grammar import SpecialTokens
 from octavo.text.speech import SpeechVocabulary
-from octavo.wire.messages import EngineInfo, TokenLogprobs
+from octavo.wire.messages import AdapterInfo, EngineInfo, TokenLogprobs
 
 MODEL = "tiny"
 CONTEXT = 512
@@ -164,6 +164,9 @@ class FakeEngine:
     def num_unfinished(self) -> int:
         return self.num_open
 
+    def sequences(self) -> list[OpenSequence]:
+        return [OpenSequence(i, request, 2, 1) for i, request in enumerate(self.requests[: self.num_open], 7)]
+
     def abort(self, matches: Callable[[str], bool]) -> int:
         self.aborted = [r.external_id for r in self.requests if r.has_id(matches)]
         return len(self.aborted)
@@ -178,10 +181,11 @@ class FakeEngine:
     async def reset_prefix_cache(self) -> None:
         self.num_resets += 1
 
-    async def load_adapter(self, key: str, path: str) -> None:
+    async def load_adapter(self, key: str, path: str) -> AdapterInfo:
         if "damaged" in path:
             raise ServerError(f"{path}: tensor 'x': it holds NaN or infinite values")
         self.adapters[key] = path
+        return AdapterInfo(num_extra=4, context_length=CONTEXT) if "long" in path else AdapterInfo()
 
     async def drop_adapter(self, key: str) -> None:
         self.adapters.pop(key, None)
@@ -198,7 +202,9 @@ class FakeEngine:
         self.requests.append(request)
         return self._deltas(request)
 
-    def detokenizer(self, params: SamplingParams) -> ByteDetokenizer:
+    def detokenizer(
+        self, params: SamplingParams, shown: frozenset[int] = frozenset(), tokenizer: Any = None
+    ) -> ByteDetokenizer:
         return ByteDetokenizer(params.skip_special_tokens)
 
     async def prepare_grammars(self) -> None: ...

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from octavo.base.errors import CheckpointError, InvalidRequest
 from octavo.base.media import MediaTensor, PreparedMedia, place_media
@@ -56,6 +58,16 @@ def test_llava_sees_what_transformers_shows_it(size: tuple[int, int], settings: 
     assert (media.rows, media.text, media.kind) == (4, "<image>" * 4, "image")
 
 
+def test_a_vocabulary_without_a_token_for_pictures_has_another_in_its_place() -> None:
+    config = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "vision_config": {"model_type": "clip_vision_model", "image_size": 28, "patch_size": 14},
+    }  # fmt: skip
+    processor = media_processor(config, {}, {"<unk>": 7}.get)
+    assert processor is not None and (processor.placeholder, processor.placeholder_id) == ("<image>", 7)
+    assert processor.image(pixels(40, 60), {}).text == "<unk>" * 4
+
+
 def idefics3(**settings: Any) -> Any:
     config = {
         "architectures": ["SmolVLMForConditionalGeneration"], "image_token_id": 5, "scale_factor": 2,
@@ -98,6 +110,26 @@ def test_qwen2_vl_sees_what_transformers_shows_it(size: tuple[int, int]) -> None
     assert np.array_equal(np.repeat(seen[:, :, None], 2, 2).reshape(len(values), -1), found["pixel_values"])
     lines, columns = (found["image_grid_thw"][0, 1:] // 2).tolist()
     assert media.grid == (1, lines, columns) and media.rows == lines * columns
+
+
+@pytest.mark.parametrize("size", [(40, 60), (61, 35), (16, 16), (9, 90), (100, 100), (6, 5), (5, 500)])
+def test_glm4v_sees_what_transformers_shows_it(size: tuple[int, int]) -> None:
+    module = pytest.importorskip("transformers.models.glm4v.image_processing_pil_glm4v")
+    bounds = {"size": {"shortest_edge": 256, "longest_edge": 4096}}
+    reference = module.Glm4vImageProcessorPil(patch_size=4, **bounds)
+    config = {
+        "architectures": ["Glm4vForConditionalGeneration"], "image_token_id": 5,
+        "vision_config": {"patch_size": 4, "spatial_merge_size": 2, "image_size": 16},
+    }  # fmt: skip
+    processor = media_processor(config, bounds, IDS.get)
+    assert processor is not None
+    media = processor.image(pixels(*size), {})
+    found = reference(pixels(*size), return_tensors="np")
+    values, levels = array(media.tensors["patches"])[0], array(media.tensors["levels"])
+    seen = np.stack([levels[c][values.reshape(len(values), 3, 16)[:, c]] for c in range(3)], 1)
+    assert np.array_equal(np.repeat(seen[:, :, None], 2, 2).reshape(len(values), -1), found["pixel_values"])
+    assert media.grid == (1, *(found["image_grid_thw"][0, 1:] // 2).tolist())
+    assert media.text == "<|image|>" * media.rows
 
 
 def test_qwen2_vl_looks_as_closely_as_it_is_asked_to() -> None:
@@ -153,6 +185,43 @@ def test_squares_are_those_that_transformers_shows(name: str, size: tuple[int, i
     assert media.text.count(getattr(processor, "row_text", processor.placeholder)) == media.rows
 
 
+PAN_AND_SCAN = {
+    "do_pan_and_scan": True, "pan_and_scan_min_crop_size": 8, "pan_and_scan_max_num_crops": 4,
+    "pan_and_scan_min_ratio_to_activate": 1.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(40, 60), (61, 35), (16, 16), (9, 90), (100, 21), (31, 33), (7, 12)])
+@pytest.mark.parametrize("by_request", [True, False])
+def test_gemma3_pans_and_scans_as_transformers_does(size: tuple[int, int], by_request: bool) -> None:
+    module = pytest.importorskip("transformers.models.gemma3.image_processing_pil_gemma3")
+    config, settings, *_ = TILED["Gemma3ForConditionalGeneration"]
+    reference = module.Gemma3ImageProcessorPil(**settings, **PAN_AND_SCAN)(pixels(*size), return_tensors="np")
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "image_token_id": 5, **config}
+    processor = media_processor(config, settings if by_request else {**settings, **PAN_AND_SCAN}, IDS.get)
+    assert processor is not None
+    media = processor.image(pixels(*size), PAN_AND_SCAN if by_request else {})
+    assert np.array_equal(pictures(media, 4, 16, 2), np.asarray(reference["pixel_values"]))
+    one, count = f"\n\n<start_of_image>{'<image_soft_token>' * 4}<end_of_image>\n\n", int(reference["num_crops"][0])
+    crops = " ".join([one] * count)
+    told = f"Here is the original image {one} and here are some crops to help you see better {crops}"
+    assert media.text == (told if count else one)
+    whole = processor.image(pixels(*size), {"detail": "low", **(PAN_AND_SCAN if by_request else {})})
+    assert whole.text == one and len(array(whole.tensors["patches"])) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"do_pan_and_scan": 1}, {"pan_and_scan_max_num_crops": 1}, {"pan_and_scan_min_ratio_to_activate": 0.5}]
+)
+def test_gemma3_pans_and_scans_within_bounds(options: dict[str, Any]) -> None:
+    config, settings, *_ = TILED["Gemma3ForConditionalGeneration"]
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "image_token_id": 5, **config}
+    processor = media_processor(config, settings, IDS.get)
+    assert processor is not None
+    with pytest.raises(InvalidRequest, match="no option"):
+        processor.image(pixels(40, 60), options)
+
+
 @pytest.mark.parametrize("size", [(40, 60), (61, 35), (16, 16), (9, 90), (7, 300), (6, 5)])
 @pytest.mark.parametrize("merge", [1, 2])
 def test_pixtral_sees_what_transformers_shows_it(size: tuple[int, int], merge: int) -> None:
@@ -176,6 +245,42 @@ def test_pixtral_sees_what_transformers_shows_it(size: tuple[int, int], merge: i
     lines, columns = high // (4 * merge), wide // (4 * merge)
     assert media.rows == lines * columns
     assert media.text == "[IMG_BREAK]".join(["[IMG]" * columns] * lines) + "[IMG_END]"
+
+
+@pytest.mark.parametrize("size", [(40, 60), (61, 35), (16, 16), (9, 90), (100, 100), (31, 33), (64, 64)])
+@pytest.mark.parametrize("mode", ["16x", "4x"])
+def test_minicpm_v_sees_what_transformers_shows_it(size: tuple[int, int], mode: str) -> None:
+    name = "transformers.models.minicpmv4_6"
+    module = pytest.importorskip(f"{name}.image_processing_pil_minicpmv4_6")
+    processing = pytest.importorskip(f"{name}.processing_minicpmv4_6")
+    settings = {"scale_resolution": 32, "patch_size": 4, "downsample_mode": mode}
+    found = module.MiniCPMV4_6ImageProcessorPil(**settings)(pixels(*size), return_tensors="np")
+    config = {
+        "architectures": ["MiniCPMV4_6ForConditionalGeneration"], "image_token_id": 5, "downsample_mode": mode,
+        "vision_config": {"image_size": 28, "patch_size": 4},
+    }  # fmt: skip
+    processor = media_processor(config, settings, IDS.get)
+    assert processor is not None
+    media = processor.image(pixels(*size), {})
+    values, levels = array(media.tensors["patches"])[0], array(media.tensors["levels"])
+    seen = np.stack([levels[c][values.reshape(len(values), 3, 16)[:, c]] for c in range(3)], 1).reshape(len(values), -1)
+    shown = found["pixel_values"][0].reshape(3, 4, -1, 4).transpose(2, 0, 1, 3).reshape(len(values), -1)
+    counts = found["target_sizes"].prod(-1).tolist()
+    assert array(media.tensors["lens"]).tolist() == counts
+    for ours, theirs in zip(
+        np.split(seen, np.cumsum(counts)[:-1]), np.split(shown, np.cumsum(counts)[:-1]), strict=True
+    ):
+        assert np.array_equal(ours[np.lexsort(ours.T)], theirs[np.lexsort(theirs.T)])
+    marks = {
+        "image_start_token": "<image>", "image_end_token": "</image>", "slice_start_token": "<slice>",
+        "slice_end_token": "</slice>", "image_token": "<|image_pad|>", "slice_mode": True,
+    }  # fmt: skip
+    text = processing.MiniCPMV4_6Processor.replace_image_token(
+        types.SimpleNamespace(**marks), found, 0, image_token_divisor=16 if mode == "16x" else 4
+    )
+    assert media.text == f"<image_id>{{n}}</image_id>{text}"
+    assert media.text.count("<|image_pad|>") == media.rows
+    assert "<slice>" not in processor.image(pixels(*size), {"detail": "low"}).text
 
 
 def test_positions_follow_the_patches_in_their_squares() -> None:
@@ -224,3 +329,99 @@ def test_a_processor_that_does_not_fit_its_tower_is_refused() -> None:
     with pytest.raises(CheckpointError, match="56 x 56"):
         square(crop_size={"height": 56, "width": 56})
     assert media_processor({"architectures": ["LlamaForCausalLM"]}, {}, IDS.get) is None
+
+
+def mllama(**settings: Any) -> Any:
+    config = {
+        "architectures": ["MllamaForConditionalGeneration"], "image_token_index": 5,
+        "vision_config": {"image_size": 16, "patch_size": 4, "max_num_tiles": 4},
+    }  # fmt: skip
+    return media_processor(config, {"size": {"height": 16, "width": 16}, "max_image_tiles": 4} | settings, IDS.get)
+
+
+@pytest.mark.parametrize(
+    "size", [(16, 16), (30, 20), (5, 40), (40, 40), (100, 10), (17, 33), (64, 16), (7, 100), (32, 32)]
+)
+def test_mllama_sees_what_transformers_shows_it(size: tuple[int, int]) -> None:
+    module = pytest.importorskip("transformers.models.mllama.image_processing_pil_mllama")
+    reference = module.MllamaImageProcessorPil(size={"height": 16, "width": 16}, max_image_tiles=4)
+    expected = reference([[pixels(*size)]], return_tensors="np")
+    (count,) = expected["num_tiles"][0]
+    media = mllama().image(pixels(*size), {})
+    assert np.array_equal(pictures(media, 4, 16), expected["pixel_values"][0, 0, :count])
+    assert not expected["pixel_values"][0, 0, count:].any()
+    assert array(media.tensors["ratio"]).tolist() == expected["aspect_ratio_ids"][0].tolist()
+    assert (media.rows, media.text) == (1, "<|image|>")
+
+
+def test_mllama_has_one_tile_for_low_detail_and_refuses_what_it_does_not_know() -> None:
+    media = mllama().image(pixels(40, 40), {"detail": "low"})
+    assert media.tensors["patches"].shape == (1, 16, 48) and array(media.tensors["ratio"]).tolist() == [1]
+    with pytest.raises(InvalidRequest, match="no option `max_image_tiles`"):
+        mllama().image(pixels(40, 40), {"max_image_tiles": 2})
+    for wrong, told in (
+        ({"size": {"height": 32, "width": 32}}, "the tower sees 16 x 16"),
+        ({"max_image_tiles": 9}, "makes 9 tiles, and the tower sees 4"),
+        ({"do_pad": False}, "`do_pad` is false"),
+    ):
+        with pytest.raises(CheckpointError, match=told):
+            mllama(**wrong)
+
+
+def llama4(**settings: Any) -> Any:
+    config = {
+        "architectures": ["Llama4ForConditionalGeneration"], "image_token_index": 5,
+        "vision_config": {"image_size": 16, "patch_size": 4, "pixel_shuffle_ratio": 0.5},
+    }  # fmt: skip
+    return media_processor(config, {"size": {"height": 16, "width": 16}} | settings, IDS.get)
+
+
+def llama4_tiles(image: np.ndarray, most: int) -> tuple[tuple[int, int], np.ndarray]:
+    """What Llama 4's processor does, in the order of its code, with Pillow in torchvision's place: the grid, and
+    float32 [tiles, 3, 16, 16]."""
+    torch = pytest.importorskip("torch")
+    height, width = image.shape[:2]
+    sizes = torch.tensor([(16 * h, 16 * w) for h in range(1, most + 1) for w in range(1, most + 1) if h * w <= most])
+    scales = torch.minimum(sizes[:, 0] / height, sizes[:, 1] / width)
+    best = scales[scales >= 1].min() if (scales >= 1).any() else scales.max()
+    high, wide = min(sizes[scales == best].tolist(), key=lambda size: size[0] * size[1])
+    room = min(max(height, 16), high), min(max(width, 16), wide)
+    if room[1] / width < room[0] / height:
+        size = min(int(height * (room[1] / width)), room[0]), room[1]
+    else:
+        size = room[0], min(int(width * (room[0] / height)), room[1])
+
+    def resized(to: tuple[int, int]) -> np.ndarray:
+        return np.asarray(Image.fromarray(image).resize((max(to[1], 1), max(to[0], 1)), Image.Resampling.BILINEAR))
+
+    canvas = np.zeros((high, wide, 3), np.uint8)
+    found = resized(size)
+    canvas[: found.shape[0], : found.shape[1]] = found
+    tiles = list(canvas.reshape(high // 16, 16, wide // 16, 16, 3).swapaxes(1, 2).reshape(-1, 16, 16, 3))
+    tiles += [resized((16, 16))] if len(tiles) > 1 else []
+    values = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).to(torch.bfloat16) * (1 / 255)
+    return (high // 16, wide // 16), ((values - 0.5) / 0.5).float().numpy()
+
+
+@pytest.mark.parametrize(
+    "size", [(16, 16), (30, 20), (5, 40), (40, 40), (100, 10), (17, 33), (64, 16), (7, 100), (90, 80)]
+)
+def test_llama4_sees_what_its_processor_shows_it(size: tuple[int, int]) -> None:
+    (lines, columns), expected = llama4_tiles(pixels(*size), 16)
+    media = llama4().image(pixels(*size), {})
+    assert np.array_equal(pictures(media, 4, 16, 2), expected)
+    tile = "<|patch|>" * 4
+    line = "<|tile_x_separator|>".join([tile] * columns) + "<|tile_y_separator|>"
+    of_tiles = line * lines if lines * columns > 1 else ""
+    assert media.text == f"<|image_start|>{of_tiles}<|image|>{tile}<|image_end|>"
+    assert media.rows == 4 * len(expected) == media.text.count("<|patch|>")
+
+
+def test_llama4_has_fewer_tiles_where_it_is_asked_and_refuses_what_it_does_not_know() -> None:
+    for options, count in (({"detail": "low"}, 1), ({"max_patches": 2}, 3), ({}, 7)):
+        assert llama4().image(pixels(48, 30), options).tensors["patches"].shape[0] == count
+    for wrong in ({"max_patches": 0}, {"max_patches": 65}, {"resize_to_max_canvas": True}):
+        with pytest.raises(InvalidRequest, match="has no option"):
+            llama4().image(pixels(48, 48), wrong)
+    with pytest.raises(CheckpointError, match="`resize_to_max_canvas` is not implemented"):
+        llama4(resize_to_max_canvas=True)

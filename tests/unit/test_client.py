@@ -159,7 +159,10 @@ def test_a_stop_string_ends_the_request_though_nobody_reads() -> None:
     async def main() -> None:
         async with Engine() as engine:
             stream = engine.client.generate(request(stop=("#",)))
+            [sequence] = engine.client.sequences()
+            assert (sequence.number, sequence.num_tokens) == (1, 0)
             await engine.step(out(1, "a#"))
+            assert engine.client.sequences() == []
             assert (engine.connection.aborted, engine.client.num_unfinished) == ([1], 0)
             assert (await anext(stream)).outputs[0].text == "a"
 

@@ -48,7 +48,7 @@ def test_every_setting_is_told_as_it_is_given(name: str) -> None:
     config = serve_config(["some/model", *words, *TOGETHER.get(name, [])], {})
     told = shlex.split(command_line(config))
     assert told[:3] == ["octavo", "serve", "some/model"]
-    if flag.field in ("api_key", "admin_api_key"):
+    if flag.field in ("api_key", "admin_api_key", "mcp_servers"):
         assert told[3:] == [flag.option, "***"]
     else:
         assert serve_config(told[2:], {}) == config

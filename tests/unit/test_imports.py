@@ -53,6 +53,12 @@ def test_torch_exists_only_at_and_below_the_worker(module: str) -> None:
     assert not [name for name in HEAVY if name in modules]
 
 
+def test_the_client_of_mcp_servers_is_imported_when_one_is_asked() -> None:
+    modules = probe("octavo.launch.server", "octavo.server.app", "octavo.server.mcp.session")["modules"]
+    assert isinstance(modules, list)
+    assert not [m for m in modules if m.split(".")[0] in ("mcp", "mcp_types", "httpx2", "httpcore2", "anyio")]
+
+
 def test_the_engine_is_not_in_the_api_process() -> None:
     modules = probe("octavo.launch.server", "octavo.server.app")["modules"]
     assert isinstance(modules, list)

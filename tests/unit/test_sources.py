@@ -232,6 +232,7 @@ REPOSITORIES = {
     },
     "org/one": {"m-Q4_K_M.gguf": CONTENT, "README.md": b""},
     "org/many": {"m-Q4_K_M.gguf": b"4", "m-Q4_K_S.gguf": b"s", "m-Q8_0.gguf": b"8", "sub/m-F16.gguf": b"16"},
+    "org/sees": {"m-Q4_K_M.gguf": b"4", "mmproj-Q4_K_M.gguf": b"p", "mmproj-F16.gguf": b"q"},
     "org/none": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
     "org/gated": {"config.json": b"{}"},
 }
@@ -243,7 +244,7 @@ from octavo.base.errors import CheckpointError, InvalidConfig
 from octavo.files.sources import resolve
 try:
     config = resolve(ModelConfig(**json.loads(sys.argv[1])))
-    print(json.dumps([config.model, config.tokenizer]))
+    print(json.dumps([config.model, config.tokenizer] + [config.mmproj] * (config.mmproj is not None)))
 except CheckpointError as e:
     print(json.dumps({"error": e.message}))
 """
@@ -326,6 +327,13 @@ def test_one_gguf_file_of_several_is_chosen_by_name(client: Client, tmp_path: Pa
     assert "m-Q8_0.gguf" in client(model="org/many:Q4_K")["error"]
     assert "no such file" in client(model="org/many/m-Q2_K.gguf")["error"]
     assert Path(client({"HF_HUB_OFFLINE": "1"}, model="org/many:Q8_0")[0]).read_bytes() == b"8"
+
+
+def test_a_projector_is_no_model_of_a_repository_and_comes_by_its_name(client: Client) -> None:
+    for name in ("org/sees", "org/sees:Q4_K_M"):
+        model, _, projector = client(model=name, mmproj="org/sees/mmproj-F16.gguf")
+        assert (Path(model).read_bytes(), Path(projector).read_bytes()) == (b"4", b"q")
+    assert "no such file" in client(model="org/sees:Q4_K_M", mmproj="org/sees/mmproj-Q8_0.gguf")["error"]
 
 
 def test_what_the_hub_cannot_give_is_one_clear_error(client: Client) -> None:

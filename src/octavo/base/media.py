@@ -7,16 +7,20 @@
 
 Rows of an item are what the language model reads in place of the embeddings of placeholder tokens, one a token. Where
 other tokens stand between the placeholders of one item (a mark at the end of each line of a picture), its rows are
-cut into several spans.
+cut into several spans. Where an item with a grid has a span for each of its times, each is a picture of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
+
+#: In a family's placeholder the number of the medium, from 1 on; in the text that stands for it, from 0 on.
+NUMBER: Final = "{n}"
 
 #: "embeds": rows that are ready; the arrays hold them as "rows", [rows, hidden size].
 MediaKind = Literal["image", "video", "audio", "embeds"]
@@ -39,6 +43,7 @@ class PreparedMedia(msgspec.Struct, frozen=True, gc=False):
     rows: int  # how many placeholder tokens `text` holds
     text: str  # what stands in the prompt's text in place of the family's placeholder
     grid: tuple[int, int, int] | None = None  # of positions with three parts: times, lines, columns of the rows
+    time_step: float = 1.0  # by so much the first part rises from one of the times to the next, rounded down
 
 
 class MediaItem(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -53,6 +58,7 @@ class MediaItem(msgspec.Struct, array_like=True, frozen=True, gc=False):
     tensors: dict[str, MediaTensor]
     spans: tuple[tuple[int, int], ...]
     grid: tuple[int, int, int] | None = None
+    time_step: float = 1.0
 
     @property
     def offset(self) -> int:
@@ -70,9 +76,16 @@ class MediaItem(msgspec.Struct, array_like=True, frozen=True, gc=False):
         return sum(length for _, length in self.spans)
 
 
-def media_digest(kind: MediaKind, tensors: Mapping[str, MediaTensor], grid: tuple[int, int, int] | None) -> bytes:
-    """SHA-256 of all that the rows of an item follow from."""
-    digest = hashlib.sha256(msgspec.msgpack.encode((kind, grid)))
+def placeholder_pattern(placeholder: str) -> str:
+    """A regular expression: in the place of a number a number may stand, or nothing that tells it yet."""
+    return rf"(?:\d+|{re.escape(NUMBER)})".join(map(re.escape, placeholder.split(NUMBER)))
+
+
+def media_digest(
+    kind: MediaKind, tensors: Mapping[str, MediaTensor], grid: tuple[int, int, int] | None, time_step: float = 1.0
+) -> bytes:
+    """SHA-256 of all that the rows of an item follow from, and their positions."""
+    digest = hashlib.sha256(msgspec.msgpack.encode((kind, grid, time_step)))
     for name, tensor in sorted(tensors.items()):
         digest.update(msgspec.msgpack.encode((name, tensor.dtype, tensor.shape)))
         digest.update(tensor.data)
@@ -91,7 +104,7 @@ def place_media(token_ids: Sequence[int], placeholder_id: int, media: Sequence[P
     items, first = [], 0
     for each in media:
         own = places[first : first + each.rows]
-        items.append(MediaItem(each.kind, each.digest, each.tensors, _runs(own), each.grid))
+        items.append(MediaItem(each.kind, each.digest, each.tensors, _runs(own), each.grid, each.time_step))
         first += each.rows
     return tuple(items)
 

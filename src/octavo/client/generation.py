@@ -127,6 +127,16 @@ class StopSearch(Protocol):
     def finish(self) -> str: ...
 
 
+@dataclass(frozen=True, slots=True)
+class OpenSequence:
+    """What is known of a sample that is not at its end."""
+
+    number: int  # of all samples that there were
+    request: GenerateRequest
+    num_tokens: int  # so far
+    num_cached_tokens: int  # of the prompt; 0 before the first token
+
+
 class SampleState:
     """One sample: what the engine sent and the reader has not taken yet.
 

@@ -70,10 +70,10 @@ class EncoderLimit:
         self.left = num_rows
 
     def room(self, candidate: Candidate, count: int) -> int:
-        return count if len(candidate.request.encoder_token_ids) <= self.left else 0
+        return count if candidate.request.num_encoder_rows <= self.left else 0
 
     def take(self, candidate: Candidate, count: int) -> None:
-        self.left -= len(candidate.request.encoder_token_ids)
+        self.left -= candidate.request.num_encoder_rows
 
     def leave(self, request: Request, *, forget: bool) -> None:
         """A step's rows are used up when it is planned."""

@@ -66,6 +66,7 @@ class Request:
         "num_cached_blocks",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_encoder_rows",
         "num_expected_tokens",
         "num_in_flight_tokens",
         "num_prompt_logprobs",
@@ -99,7 +100,10 @@ class Request:
         sampling_seed: int,
         arrival_number: int,
         matcher: Matcher | None = None,
+        num_encoder_rows: int | None = None,
     ) -> None:
+        """`num_encoder_rows`: places in the blocks of layers that see an encoder's rows; None: one for each token of
+        its input."""
         params = message.params
         self.request_id = message.request_id
         self.token_ids: list[int] = list(message.prompt_token_ids)
@@ -118,6 +122,7 @@ class Request:
         self.adapter_slot = -1  # while it runs
         self.encoder_token_ids = message.encoder_token_ids
         self.encoder_frames = message.encoder_frames
+        self.num_encoder_rows = len(message.encoder_token_ids) if num_encoder_rows is None else num_encoder_rows
         self.encoder_block_tables: list[list[int]] = []  # of each group of layers that see the encoder's rows
         # Who is first: smaller is sooner. Also who keeps the blocks when they run out.
         self.order = (message.priority, message.arrival_time, arrival_number)

@@ -35,6 +35,7 @@ from octavo.base.suggest import suggest
 from octavo.files.hub import HuggingFaceHub
 from octavo.files.near_files import has_configuration, what_is_there
 from octavo.files.patterns import ignored_by, patterns_of, weights_of
+from octavo.files.projector import is_projector, projector_beside
 
 _URLS = ("http://", "https://", "s3://", "gs://", "az://")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -82,7 +83,13 @@ def resolve(config: ModelConfig) -> ModelConfig:
     if config.quantization == "gguf" and model.suffix != ".gguf":
         raise InvalidConfig(f"--quantization gguf is for .gguf files, and model {config.model} is none")
     config = _with_local_tensors(config)
-    return dataclasses.replace(config, model=str(model), tokenizer=str(resolve_tokenizer(config, model)))
+    projector = _resolve_projector(config, model)
+    return dataclasses.replace(
+        config,
+        model=str(model),
+        tokenizer=str(resolve_tokenizer(config, model)),
+        mmproj=None if projector is None else str(projector),
+    )
 
 
 def _with_local_tensors(config: ModelConfig) -> ModelConfig:
@@ -109,6 +116,20 @@ def resolve_model(config: ModelConfig) -> Path:
     if local is not None:
         return local
     return _fetch(config.model, config.revision, config, config.load_format, config.ignore_patterns)
+
+
+def _resolve_projector(config: ModelConfig, model: Path) -> Path | None:
+    """The local file of the projector: `config.mmproj`, else the one beside the model, if it belongs to it."""
+    if config.mmproj is not None:
+        if model.suffix != ".gguf" or config.model_impl == "transformers":
+            raise InvalidConfig(f"--mmproj {config.mmproj} is for .gguf files that octavo's own families read")
+        local = _local(config.mmproj, "projector", None)
+        if local is not None:
+            return local
+        wanted, own = _parse_hub_name(config.mmproj), _parse_hub_name(config.model)
+        is_beside = wanted is not None and own is not None and wanted.repo == own.repo
+        return _fetch(config.mmproj, config.revision if is_beside else None, config, "gguf")
+    return projector_beside(model) if model.suffix == ".gguf" and config.model_impl != "transformers" else None
 
 
 def resolve_tokenizer(config: ModelConfig, model: Path) -> Path:
@@ -164,7 +185,7 @@ def _local(name: str, what: str, revision: str | None) -> Path | None:
 def _model_directory(path: Path) -> Path:
     if has_configuration(path):
         return path
-    files = sorted(path.glob("*.gguf"))
+    files = [each for each in sorted(path.glob("*.gguf")) if not is_projector(each)]
     if len(files) == 1:
         return files[0]
     if files:
@@ -175,6 +196,7 @@ def _model_directory(path: Path) -> Path:
 
 def _tokenizer_directory(path: Path) -> Path:
     files = [] if (path / "tokenizer.json").is_file() else list(path.glob("*.gguf"))
+    files = [each for each in files if not is_projector(each)]
     return files[0] if len(files) == 1 else path
 
 
@@ -347,7 +369,7 @@ def _snapshot(
     if load_format == "dummy" and any((snapshot / file).is_file() for file in ("tokenizer.json", "tekken.json")):
         return snapshot
     listed = [f for f in hub.list_files() if not any(fnmatch(f, p) for p in ignored)]
-    files = [f for f in listed if f.endswith(".gguf")]
+    files = [f for f in listed if f.endswith(".gguf") and not is_projector(Path(f))]
     if load_format == "dummy" and not files:
         return snapshot
     if load_format == "auto" and not files:
@@ -364,7 +386,7 @@ def _snapshot(
 
 
 def _pick_quant(name: str, quant: str, files: Sequence[str]) -> str:
-    ggufs = [f for f in files if f.endswith(".gguf")]
+    ggufs = [f for f in files if f.endswith(".gguf") and not is_projector(Path(f))]
     # The whole word, so that Q4_K does not also mean Q4_K_M.
     word = re.compile(rf"(?<![A-Za-z0-9_]){re.escape(quant)}(?![A-Za-z0-9_])", re.IGNORECASE)
     found = [f for f in ggufs if word.search(f)]

@@ -27,6 +27,7 @@ from octavo.served.output_settings import check_formats
 from octavo.server.app import create_app, routes
 from octavo.server.http.exchange import ASGIApp, ASGIMessage
 from octavo.server.http.routing import Route
+from octavo.server.mcp.servers import check_mcp
 from octavo.server.state import ServerState
 from octavo.server.tracing import check_tracing
 
@@ -58,6 +59,7 @@ def run_in_process(config: ServeConfig, work: Work, *, serves_metrics: bool = Fa
     check(config)
     check_formats(config.server)
     check_tracing(config.server)
+    check_mcp(config.server)
     listen: Callable[[], AbstractContextManager[Listener | None]]
     listen = partial(bind, config.server) if serves_metrics else contextlib.nullcontext
     return run_with_model(config, listen, partial(_run, config, work), started)

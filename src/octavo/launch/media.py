@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,8 +10,10 @@ from octavo.base.config import ModelConfig
 from octavo.base.errors import CheckpointError
 from octavo.files.generation_config import FILE_NAME
 from octavo.files.parts import with_part_configs
+from octavo.files.projector import read_projector
 from octavo.files.reading import read_object
 from octavo.served.media import AnyProcessor
+from octavo.text.media.processor import MediaProcessor
 from octavo.text.speech import SpeechVocabulary, speech_vocabulary
 from octavo.text.tokenizers.tokenizer import Tokenizer
 from octavo.wire.messages import EngineInfo
@@ -24,16 +27,30 @@ def load_processor(config: ModelConfig, info: EngineInfo, tokenizer: Tokenizer) 
         return None
     # With numpy, which a server of text need not load.
     from octavo.text.media.sound_table import sound_processor, sound_settings
-    from octavo.text.media.table import image_settings, media_processor
+    from octavo.text.media.table import OPENING, image_settings, media_processor, video_settings
 
-    directory = Path(config.model)
-    files = [_read(directory / f"{name}_config.json") for name in ("processor", "preprocessor")]
-    values = with_part_configs(read_object(directory / "config.json", _MAX_BYTES), directory)
-    processor: AnyProcessor | None = media_processor(values, image_settings(*files), tokenizer.token_to_id)
+    values: Mapping[str, Any]
+    video: Mapping[str, Any] | None = None
+    files: list[dict[str, Any] | None] = [None, None]
+    source = Path(config.model if config.mmproj is None else config.mmproj)
+    if config.mmproj is not None:
+        projector = read_projector(source)
+        values, settings = projector.config, projector.settings
+    else:
+        values = with_part_configs(read_object(source / "config.json", _MAX_BYTES), source)
+        files = [_read(source / f"{name}_config.json") for name in ("processor", "preprocessor")]
+        settings = image_settings(*files)
+        video = video_settings(files[0], _read(source / "video_preprocessor_config.json"), files[1])
+    opening = tokenizer.decode(tokenizer.encode(""), skip_special_tokens=False)
+    settings = {**settings, OPENING: opening}
+    processor: AnyProcessor | None = media_processor(values, settings, tokenizer.token_to_id, video)
+    if isinstance(processor, MediaProcessor) and processor.placeholder_id < 0:
+        text = getattr(processor, "row_text", processor.placeholder)
+        raise CheckpointError(f"{config.model}: the vocabulary has no token {text!r}, which stands for rows of images.")
     if processor is None:
         processor = sound_processor(values, sound_settings(*files), tokenizer.token_to_id)
     if processor is None:
-        raise CheckpointError(f"{directory}: octavo knows no processor of media for this model.")
+        raise CheckpointError(f"{source}: octavo knows no processor of media for this model.")
     return processor
 
 

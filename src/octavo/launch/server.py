@@ -40,6 +40,7 @@ from octavo.launch.startup import resolve, wait_loaded
 from octavo.served.adapters import parse_modules
 from octavo.served.output_settings import check_formats, output_settings
 from octavo.server.keys import with_key_file
+from octavo.server.mcp.servers import check_mcp
 from octavo.server.plugins import load_middleware
 from octavo.server.responses.store import check_store
 from octavo.server.tokenizer_info import tokenizer_info
@@ -79,6 +80,7 @@ def serve(config: ServeConfig, notes: Sequence[tuple[int, str]] = ()) -> int:
     load_middleware(config.server.middleware)  # for its errors
     check_tracing(config.server)
     check_store(config.server)
+    check_mcp(config.server)
     logger.info("settings: %s", command_line(config))
     for level, line in notes:
         logger.log(level, "%s", line)

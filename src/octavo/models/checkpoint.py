@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -30,6 +30,7 @@ _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16"
 #: Size of random weights: large enough to be no special case, small enough that no activation grows.
 _DUMMY_BOUND: Final = 0.03
 _CPU: Final = torch.device("cpu")
+_NAMES_LISTED: Final = 10
 
 
 #: hf, gguf: as files of that kind have them for the family. declared: as the model's blocks do.
@@ -95,6 +96,20 @@ def config_dtype(config: dict[str, Any]) -> torch.dtype | None:
     if name is None and isinstance(text, dict):  # of a model that also sees
         return config_dtype(text)
     return _DTYPES.get(name) if isinstance(name, str) else None
+
+
+def complaints(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """What is wrong with the names of a checkpoint's tensors; empty: nothing."""
+    return "; ".join(
+        f"{len(names)} {what} tensor{'s' if len(names) > 1 else ''}: {listed(names)}"
+        for what, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of many names, for messages."""
+    return ", ".join(names[:_NAMES_LISTED]) + (", ..." if len(names) > _NAMES_LISTED else "")
 
 
 class TensorFile(Protocol):

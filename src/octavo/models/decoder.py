@@ -12,6 +12,7 @@ from octavo.cache.spec import CacheGroup, EncoderKV, FullKV, LayerKV, WindowKV, 
 from octavo.models.builder import Builder
 from octavo.models.encoder import EncoderDefinition, define_encoder
 from octavo.models.params import Matrix, Param, TensorDecl
+from octavo.models.pictures import PicturesDefinition, define_pictures
 from octavo.models.spec import DerivedSpec, ModelSpec, PoolingSpec
 from octavo.models.tower import TowerDefinition, define_tower
 from octavo.ops.operands import Buffer, Cache, Weight
@@ -47,9 +48,16 @@ class Definition:
     cache_groups: tuple[CacheGroup, ...]  # of the program's caches, by their index
     tower: TowerDefinition | None = field(default=None, kw_only=True)  # of a model that also sees
     encoder: EncoderDefinition | None = field(default=None, kw_only=True)
+    extra_tokens: int = field(default=0, kw_only=True)  # ids behind the vocabulary, which adapters give a meaning
+    pictures: PicturesDefinition | None = field(default=None, kw_only=True)  # in the place of an encoder
     crossing: Program | None = field(
         default=None, kw_only=True
     )  # from the encoder's rows to the caches of those that see them, in their order
+
+    @property
+    def num_ids(self) -> int:
+        """Of tokens, and columns of the logits."""
+        return self.spec.vocab_size + self.extra_tokens
 
     @property
     def windows(self) -> tuple[int, ...]:
@@ -94,8 +102,9 @@ class Definition:
 def define(spec: ModelSpec) -> Definition:
     """Raises ProgramError if the blocks of a family do not fit together."""
     build = Builder(spec.max_position_embeddings, keeps=not spec.bidirectional)
-    if spec.encoder is not None:
-        build.encoder_rows = Buffer("encoder_rows", spec.encoder.hidden_size)
+    if spec.encoder is not None or spec.pictures is not None:
+        width = spec.hidden_size if spec.encoder is None else spec.encoder.hidden_size
+        build.encoder_rows = Buffer("encoder_rows", width)
     lm_head = _embeddings(build, spec)
     residual = Buffer("residual", spec.hidden_size)
     embedding = build.params[0].weight
@@ -133,27 +142,33 @@ def define(spec: ModelSpec) -> Definition:
     derived = {weight: each for (each, _), weight in build.derived.items()}
     ops, groups = (build.ops, ()) if spec.bidirectional else grouped(build.ops)
     made = Definition(spec, program(ops, output), tuple(build.params), derived, lm_head, groups)
+    return _with_others(made, build)
+
+
+def _with_others(made: Definition, build: Builder) -> Definition:
+    """With what makes rows of other inputs than the decoder's tokens."""
+    spec = made.spec
     if spec.tower is not None:
-        tower = define_tower(spec.tower, spec.hidden_size, embedding)
+        tower = define_tower(spec.tower, spec.hidden_size, made.params[0].weight)
         made = replace(made, params=made.params + tower.params, derived=made.derived | tower.derived, tower=tower)
-    return made if spec.encoder is None else _with_encoder(made, build)
+    if spec.encoder is not None:
+        encoder = define_encoder(spec.encoder, made.params[0].weight)
+        derived = made.derived | encoder.derived
+        made = replace(made, params=made.params + encoder.params, derived=derived, encoder=encoder)
+    if spec.pictures is not None:
+        pictures = define_pictures(spec.pictures, spec.hidden_size)
+        made = replace(made, params=made.params + pictures.params, pictures=pictures)
+    return made if build.encoder_rows is None else _with_crossing(made, build)
 
 
-def _with_encoder(made: Definition, build: Builder) -> Definition:
-    assert made.spec.encoder is not None and build.encoder_rows is not None
-    encoder = define_encoder(made.spec.encoder, made.params[0].weight)
+def _with_crossing(made: Definition, build: Builder) -> Definition:
+    assert build.encoder_rows is not None
     groups = [cache.group - len(made.windows) for cache in made.program.caches if cache.of_encoder]
     crossing = [
         replace(op, cache=replace(op.cache, group=groups[op.cache.index])) if isinstance(op, CacheOp) else op
         for op in build.crossing
     ]
-    return replace(
-        made,
-        params=made.params + encoder.params,
-        derived=made.derived | encoder.derived,
-        encoder=encoder,
-        crossing=program(crossing, build.encoder_rows),
-    )
+    return replace(made, crossing=program(crossing, build.encoder_rows))
 
 
 def _kind(cache: Cache) -> LayerKV:
@@ -178,9 +193,7 @@ def grouped(ops: Sequence[Op]) -> tuple[list[Op], tuple[CacheGroup, ...]]:
 def _add_heads(build: Builder, pooling: PoolingSpec, width: int) -> None:
     """Weights that no operation of the program reads: those of one row."""
     for head in pooling.heads:
-        build.table(head.name, head.gguf, (head.size, width))
-        if head.bias:
-            build.vector([Matrix(name=head.name, gguf=head.gguf, rows=head.size)], head.name, "bias", "bias")
+        build.pooled_head(head, width)
         width = head.size
 
 
@@ -206,15 +219,23 @@ def _add_positions(build: Builder, spec: ModelSpec, residual: Buffer) -> None:
 def _embeddings(build: Builder, spec: ModelSpec) -> Weight | None:
     """Declares the table of the tokens, and the output matrix unless it is the same. Returns the latter's name."""
     table = Matrix(name="model.embed_tokens", gguf="token_embd", rows=spec.vocab_size, bias=spec.tied_bias)
-    output = Matrix(name="lm_head", gguf="output", rows=spec.vocab_size, bias=spec.lm_head_bias)
+    num_outputs = spec.vocab_size - spec.missing_outputs
+    output = Matrix(name="lm_head", gguf="output", rows=num_outputs, bias=spec.lm_head_bias)
     columns = spec.embedding_size or spec.hidden_size
     if spec.pooling is not None:
         build.matrices(EMBEDDING, [replace(table, bias=False)], columns, None, "embedding")
         if spec.token_types and not spec.learned_positions:
+            if spec.types_by_id:
+                weight = Weight(EMBEDDING, (spec.token_types * spec.vocab_size, columns))
+                build.params[-1] = replace(build.params[-1], weight=weight)
             _token_types(build, spec)
         return None
     if spec.tie_word_embeddings:
         build.matrices(EMBEDDING, [table], columns, None, "tied")
         return Weight(LM_HEAD, (spec.vocab_size, columns), 0)
     build.matrices(EMBEDDING, [table], columns, None, "embedding")
-    return build.matrices(LM_HEAD, [output], columns, 0, "output", spec.unit_lm_head)
+    weight = build.matrices(LM_HEAD, [output], columns, 0, "output", spec.unit_lm_head)
+    if spec.missing_outputs:
+        weight = Weight(LM_HEAD, (spec.vocab_size, columns), 0)
+        build.params[-1] = replace(build.params[-1], weight=weight)
+    return weight

@@ -12,7 +12,7 @@ from octavo.models.builder import Builder
 from octavo.models.params import Matrix, Param
 from octavo.models.spec import DerivedSpec, NormSpec
 from octavo.ops.operands import Buffer, Cache, Heads, Weight
-from octavo.ops.operations import Act, Activation, Add, Attend, Embed, GivenRows, Linear, Op, RopeWrite
+from octavo.ops.operations import Act, Activation, Add, Attend, Embed, GivenRows, Linear, NormParts, Op, RopeWrite
 from octavo.ops.program import Program, program
 
 
@@ -134,6 +134,7 @@ class CrossAttention:
     bias: bool = False  # of q and v
     k_bias: bool = False
     o_bias: bool = False
+    qk_norm: NormSpec | None = None  # of each head of q and k, with the same weights
     name: str = "encoder_attn"
     gguf: str = "cross_attn"
 
@@ -141,6 +142,9 @@ class CrossAttention:
         name, gguf, heads = self.name, self.gguf, self.heads
         q = Matrix(name=f"{name}.q_proj", gguf=f"{gguf}_q", rows=heads.size, bias=self.bias)
         queries = build.linear(x, f"{name}.q", [q], shard=0)
+        if self.qk_norm is not None:
+            weights = [Matrix(name=f"{name}.q_norm", gguf=f"{gguf}_q_norm", rows=heads.head_dim)]
+            build.norm_parts(queries, (0, heads.num_heads, heads.head_dim), self.qk_norm, weights, f"{name}.q_norm")
         cache = build.encoder_cache(heads, partial(self._written, build))
         attended = build.buffer(name, heads.size)
         build.ops.append(Attend(out=attended, qkv=queries, heads=heads, cache=cache, scale=self.scale, causal=False))
@@ -154,7 +158,13 @@ class CrossAttention:
         v = Matrix(name=f"{self.name}.v_proj", gguf=f"{self.gguf}_v", rows=kv_size, bias=self.bias)
         kv = build.buffer(f"{self.name}.kv", 2 * kv_size)
         yield Linear(out=kv, x=rows, weight=build.matrices(f"{self.name}.kv", [k, v], rows.width, shard=0))
-        no_queries = Heads(num_heads=0, num_kv_heads=self.heads.num_kv_heads, head_dim=self.heads.head_dim)
+        count, dim = self.heads.num_kv_heads, self.heads.head_dim
+        if self.qk_norm is not None:
+            weight = build.norm_weight(self.qk_norm, f"{self.name}.k_norm", f"{self.gguf}_k_norm", dim)
+            yield NormParts(
+                x=kv, first=0, count=count, width=dim, weight=weight, eps=self.qk_norm.eps, kind=self.qk_norm.kind
+            )
+        no_queries = Heads(num_heads=0, num_kv_heads=count, head_dim=dim)
         yield RopeWrite(qkv=kv, heads=no_queries, cache=cache, rotation=None)
 
 

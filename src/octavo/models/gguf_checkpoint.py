@@ -13,7 +13,9 @@ from torch import Tensor
 
 from octavo.base.errors import CheckpointError
 from octavo.files.gguf import GGUFFile, TensorInfo
+from octavo.files.projector import joined_config
 from octavo.models import gguf_config
+from octavo.models.projector_checkpoint import ProjectorCheckpoint
 from octavo.quant.gguf_types import DEQUANTIZED_TYPES, FLOAT_TYPES, transcode
 from octavo.quant.packed import QuantizedWeight
 
@@ -26,7 +28,8 @@ class GGUFCheckpoint:
     dtype: Final = None
     naming: Final = "gguf"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, projector: Path | None = None) -> None:
+        """`projector`: the file of what the model sees with, whose tensors are not among these."""
         self.source = str(path)
         self._files = _open_split(path)
         tensors: dict[str, tuple[GGUFFile, TensorInfo]] = {}
@@ -44,6 +47,10 @@ class GGUFCheckpoint:
             raise CheckpointError(f"{path}: {error.message}") from None
         self.quantization = _summary(list(infos.values()))
         self._tensors = tensors
+        self.projector = None if projector is None else ProjectorCheckpoint(projector)
+        if self.projector is not None:
+            architecture = str(metadata["general.architecture"])
+            self.config = joined_config(self.projector.projector, self.config, architecture, str(path))
 
     @staticmethod
     def _rope_factors(tensors: dict[str, tuple[GGUFFile, TensorInfo]]) -> dict[str, list[float]]:

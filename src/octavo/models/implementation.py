@@ -21,12 +21,14 @@ from octavo.models.bridge.model import BridgedModel
 from octavo.models.bridge.tensors import BridgedTensors
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import Definition, define
+from octavo.models.gguf_checkpoint import GGUFCheckpoint
 from octavo.models.layout import Layout, TensorSource
 from octavo.models.overrides import without_windows
 from octavo.models.params import TensorDecl
 from octavo.models.pooling import gives_vectors, pooled
 from octavo.models.pooling_files import MODULES
-from octavo.models.registry import FAMILIES, SEEING, find_family, model_spec
+from octavo.models.projector_checkpoint import JoinedTensors, ProjectorCheckpoint, in_tower
+from octavo.models.registry import FAMILIES, SEEING, find_family, seen_spec
 from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
 from octavo.quant.packed import QuantizedWeight
@@ -49,12 +51,14 @@ def definition_of(config: ModelConfig, values: dict[str, Any], source: str, dtyp
     """The model that a configuration in Hugging Face's form describes. `source` names it in messages; `dtype`: of
     activations. Raises CheckpointError for what cannot be served."""
     if implementation(config, values, source) == "octavo":
-        spec = model_spec(values, source)
+        spec = seen_spec(values, source, config)
         has_modules = (Path(source) / MODULES).is_file()
-        if spec.pooling is None and gives_vectors(values, config, {*FAMILIES, *SEEING}, has_modules=has_modules):
-            spec = pooled(spec, values, config, source)
-        elif spec.pooling is not None and config.task == "generate":
+        only_vectors = spec.bidirectional or spec.pooling is not None
+        if only_vectors and config.task == "generate":
             raise CheckpointError(f"{source}: this model gives vectors and generates nothing: leave --task out")
+        known = {*FAMILIES, *SEEING}
+        if spec.pooling is None and (only_vectors or gives_vectors(values, config, known, has_modules=has_modules)):
+            spec = pooled(spec, values, config, source)
         return define(without_windows(spec) if config.disable_sliding_window else spec)
     if config.disable_sliding_window:
         raise CheckpointError(f"{source}: --disable-sliding-window is for octavo's own families, and this is none")
@@ -67,9 +71,23 @@ def tensors_of(definition: Definition, checkpoint: Checkpoint) -> Tensors:
         if checkpoint.naming == "gguf":
             checkpoint = GGUFForTree(checkpoint, definition.skeleton)
         return BridgedTensors(checkpoint, definition)
-    family = find_family(checkpoint.config, checkpoint.source)
+    if isinstance(checkpoint, GGUFCheckpoint) and checkpoint.projector is not None:
+        return _joined(definition, checkpoint, checkpoint.projector)
+    sees = definition.tower is not None or definition.pictures is not None
+    family = find_family(checkpoint.config, checkpoint.source, sees=sees)
     layouts = {"hf": family.hf, "gguf": family.gguf, "declared": Layout()}
     return TensorSource(checkpoint, layouts[checkpoint.naming], definition)
+
+
+def _joined(definition: Definition, checkpoint: GGUFCheckpoint, projector: ProjectorCheckpoint) -> Tensors:
+    """The tensors of a language model's file and of its projector's."""
+    tower = [tensor for tensor in definition.tensors.values() if in_tower(tensor)]
+    rest = [tensor for tensor in definition.tensors.values() if not in_tower(tensor)]
+    layout = find_family(checkpoint.config, checkpoint.source).gguf
+    text = TensorSource(checkpoint, layout, definition, rest)
+    if not tower:
+        return text
+    return JoinedTensors(text, TensorSource(projector, projector.layout, definition, tower, "projector"))
 
 
 def transformer(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, count, takewhile
 from typing import Final, Literal
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from octavo.base.errors import CheckpointError
-from octavo.models.checkpoint import Checkpoint
+from octavo.models.checkpoint import Checkpoint, complaints
 from octavo.models.decoder import Definition
-from octavo.models.params import TensorDecl
+from octavo.models.params import TensorDecl, head_order
 from octavo.models.quantized_checkpoint import QuantizedCheckpoint
 from octavo.quant.packed import QuantizedWeight, as_floats
 
@@ -29,7 +29,6 @@ Weight = Tensor | QuantizedWeight
 
 SplitKind = Literal["parts", "heads", "stack", "pairs", "latent", "turned"]
 
-_NAMES_LISTED: Final = 10
 _LAYER: Final = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
 #: Buffers that old exports carry; they follow from the configuration.
 ALWAYS_IGNORED: Final = (r".*\.rotary_emb\.inv_freq",)
@@ -66,10 +65,15 @@ class Layout:
     minus_exp: str = ""  # vectors that stand as -exp(x) of what is declared
     flattened: str = ""  # filters that stand as [out, channels, ...], declared as matrices
     interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
+    #: Where names of a part begin that has renames of its own, tried first, splits, and pairs in its own order.
+    apart: str = ""
+    renames_apart: tuple[tuple[str, str], ...] = ()
+    splits_apart: tuple[Split, ...] = ()
+    interleaved_apart: bool = False
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a declared tensor is: the number-th of `siblings` in one tensor of the checkpoint."""
 
     name: str
@@ -132,7 +136,7 @@ class Places:
     def declared(self, name: str) -> TensorDecl | None:
         return self._declared.get(name)
 
-    def places_of(self, name: str) -> dict[str, _Place]:
+    def places_of(self, name: str) -> dict[str, Place]:
         """What a tensor of that name holds, by the declared names; it may be none of the model's."""
         renamed = self._renamed(name)
         transposed = bool(re.fullmatch(self._layout.transposed, renamed))
@@ -140,7 +144,7 @@ class Places:
         names: tuple[str, ...] = (renamed,)
         kind: SplitKind = "parts"
         num_parts = 1
-        for split in self._layout.splits:
+        for split in self._layout.splits_apart if self._is_apart(renamed) else self._layout.splits:
             if match := re.fullmatch(split.pattern, renamed):
                 kind, names = split.kind, tuple(match.expand(part) for part in split.names)
                 num_parts = len(names)
@@ -150,15 +154,21 @@ class Places:
                     whole = takewhile(lambda parts: self._declared.keys() >= set(parts), numbered)
                     names = tuple(chain.from_iterable(whole)) or (renamed,)
         return {
-            each: _Place(name, names, number, kind, transposed, num_parts, skipped) for number, each in enumerate(names)
+            each: Place(name, names, number, kind, transposed, num_parts, skipped) for number, each in enumerate(names)
         }
 
     def _renamed(self, name: str) -> str:
-        for pattern, replacement in self._layout.renames:
+        for pattern, replacement in self._layout.renames_apart:
             name = re.sub(pattern, replacement, name)
+        if not self._is_apart(name):
+            for pattern, replacement in self._layout.renames:
+                name = re.sub(pattern, replacement, name)
         return name
 
-    def _shape(self, place: _Place) -> tuple[int, ...]:
+    def _is_apart(self, name: str) -> bool:
+        return bool(self._layout.apart) and name.startswith(self._layout.apart)
+
+    def _shape(self, place: Place) -> tuple[int, ...]:
         """What the tensor of the checkpoint must have."""
         shapes = self._group_shapes(place)
         num_groups, rows = len(place.siblings) // place.num_parts, sum(rows for rows, *_ in shapes)
@@ -166,24 +176,26 @@ class Places:
         shape = shape[::-1] if place.transposed else shape
         return (num_groups, *shape) if place.is_stack else shape
 
-    def _group_shapes(self, place: _Place) -> list[tuple[int, ...]]:
+    def _group_shapes(self, place: Place) -> list[tuple[int, ...]]:
         """Of the tensors of a group, as their rows stand in the tensor of the checkpoint. There may be hundreds of
         groups, and each of their tensors asks for it."""
         shapes = [self._declared[name].shape for name in place.siblings[: place.num_parts]]
         return [shape[::-1] if place.turns(number) else shape for number, shape in enumerate(shapes)]
 
-    def ordered_rows(self, place: _Place, tensor: TensorDecl, count: int) -> Tensor | None:
+    def ordered_rows(self, place: Place, tensor: TensorDecl, count: int) -> Tensor | None:
         """Which rows of the tensor of the checkpoint are the declared one, in the order of its pairs of a rotation.
         `count`: its rows, if they are all there are."""
         rows = self._rows(place)
-        order = _head_order(tensor, self._layout.interleaved)
+        is_apart = self._is_apart(tensor.name)
+        interleaved = self._layout.interleaved_apart if is_apart else self._layout.interleaved
+        order = head_order(tensor, interleaved)
         if order is None:
             return rows
         heads = torch.arange(0, count if rows is None else len(rows), tensor.head_dim)
         turned = (heads[:, None] + torch.tensor(order)).flatten()
         return turned if rows is None else rows[turned]
 
-    def _rows(self, place: _Place) -> Tensor | None:
+    def _rows(self, place: Place) -> Tensor | None:
         """Which rows of the tensor of the checkpoint are the declared one; None: all."""
         if len(place.siblings) == 1 and not place.skipped:
             return None
@@ -205,12 +217,23 @@ class Places:
 class TensorSource(Places):
     """The tensors that a model declares, as a checkpoint holds them."""
 
-    def __init__(self, checkpoint: Checkpoint, layout: Layout, definition: Definition) -> None:
-        """Raises CheckpointError unless the checkpoint has the tensors declared, in their shapes, and no others."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        layout: Layout,
+        definition: Definition,
+        declared: Iterable[TensorDecl] | None = None,
+        what: str = "",
+    ) -> None:
+        """Raises CheckpointError unless the checkpoint has the tensors declared, in their shapes, and no others.
+
+        `declared`: those of the definition's tensors that are here; None: all. `what`: the name of these in messages.
+        """
         self._checkpoint = checkpoint
-        super().__init__(layout, {self._key(tensor): tensor for tensor in definition.tensors.values()})
+        tensors = definition.tensors.values() if declared is None else declared
+        super().__init__(layout, {self._key(tensor): tensor for tensor in tensors})
         self._unused = definition.spec.unused
-        self._places: dict[str, _Place] = {}  # by the declared name
+        self._places: dict[str, Place] = {}  # by the declared name
         #: Tensors of which not all parts were taken: the weight, and how many are left.
         self._open: dict[str, tuple[Weight, int]] = {}
         ignored = (*ALWAYS_IGNORED, *layout.ignored)
@@ -226,7 +249,7 @@ class TensorSource(Places):
         for name in [name for name in self._places if name not in self._declared]:
             if any(re.fullmatch(pattern, name) for pattern in layout.surplus):
                 del self._places[name]
-        self._check_names(definition.spec.model_type)
+        self._check_names(what or f"{definition.spec.model_type} model")
         if isinstance(checkpoint, QuantizedCheckpoint):
             for each in self._places.values():
                 checkpoint.settle(each.name, self._shape(each))
@@ -326,7 +349,7 @@ class TensorSource(Places):
             return whole.t().contiguous()
         return whole
 
-    def _whole(self, place: _Place) -> Weight:
+    def _whole(self, place: Place) -> Weight:
         """The tensor of the checkpoint, kept until all that it holds was taken. Of a stack the first two dimensions
         are one."""
         weight, left = self._open.pop(place.name, (None, len(place.siblings)))
@@ -343,24 +366,10 @@ class TensorSource(Places):
     def _key(self, tensor: TensorDecl) -> str:
         return tensor.gguf if self._checkpoint.naming == "gguf" else tensor.name
 
-    def _check_names(self, model_type: str) -> None:
+    def _check_names(self, what: str) -> None:
         declared, found = set(self._declared), set(self._places)
         if told := complaints(sorted(declared - found), sorted(found - declared)):
-            raise CheckpointError(f"{self._checkpoint.source}: not a complete {model_type} model: {told}")
-
-
-def complaints(missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    """What is wrong with the names of a checkpoint's tensors; empty: nothing."""
-    return "; ".join(
-        f"{len(names)} {what} tensor{'s' if len(names) > 1 else ''}: {listed(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected))
-        if names
-    )
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first of many names, for messages."""
-    return ", ".join(names[:_NAMES_LISTED]) + (", ..." if len(names) > _NAMES_LISTED else "")
+            raise CheckpointError(f"{self._checkpoint.source}: not a complete {what}: {told}")
 
 
 def _taken(weight: Weight, rows: Tensor) -> Weight:
@@ -381,18 +390,3 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _folded(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Of a stack whose experts stand one below the other."""
     return (shape[0] * shape[1], *shape[2:])
-
-
-def _head_order(tensor: TensorDecl, interleaved: bool) -> list[int] | None:
-    """The order of a head's rows in which halves of the whole head are the pairs of the rotation, those that are not
-    rotated behind the others in each half. None: they stand so. Where the rotated rows are not a head's first, halves
-    of them alone are the pairs."""
-    head_dim, rotary_dim, at = tensor.head_dim, tensor.rotary_dim, tensor.rotary_at
-    if not rotary_dim or (rotary_dim in (head_dim, head_dim - at) and not interleaved):
-        return None
-    if at:
-        return [*range(at), *range(at, head_dim, 2), *range(at + 1, head_dim, 2)]
-    rotated, rest = list(range(rotary_dim)), list(range(rotary_dim, head_dim))
-    half, rest_half = rotary_dim // 2, len(rest) // 2
-    first, second = (rotated[::2], rotated[1::2]) if interleaved else (rotated[:half], rotated[half:])
-    return first + rest[:rest_half] + second + rest[rest_half:]

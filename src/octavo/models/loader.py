@@ -31,6 +31,7 @@ from octavo.models.quantized_checkpoint import QuantizedCheckpoint, quantization
 from octavo.models.rope import derived_values
 from octavo.models.spec import ModelSpec
 from octavo.models.stored_checkpoints import tensorizer_checkpoint
+from octavo.models.task_checkpoint import TaskCheckpoint, has_task
 from octavo.models.transformer import Transformer
 from octavo.ops.table import LinearWeight, Ops
 from octavo.quant.methods.table import method_name
@@ -159,9 +160,9 @@ def _check_room(source: str, needed: int, free: FreeMemory) -> None:
 
 def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpoint:
     """The checkpoint of a configuration, which may say otherwise than the files. `device`: for random weights."""
-    path = Path(config.model)
+    path, projector = Path(config.model), None if config.mmproj is None else Path(config.mmproj)
     if config.load_format == "dummy":
-        source: Checkpoint | None = GGUFCheckpoint(path) if path.suffix == ".gguf" else None
+        source: Checkpoint | None = GGUFCheckpoint(path, projector) if path.suffix == ".gguf" else None
         stored = with_part_configs(read_json(path / "config.json"), path) if source is None else source.config
         values = overridden(stored, config)
         if source is None and quantization_config(path, values) is not None:
@@ -174,7 +175,9 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
     if path.suffix == ".gguf":
         if config.load_format not in ("auto", "gguf"):
             raise CheckpointError(f"{path}: a GGUF file cannot be read with --load-format {config.load_format}")
-        found: GGUFCheckpoint | StoredCheckpoint | QuantizedCheckpoint | Mxfp4Checkpoint = GGUFCheckpoint(path)
+        found: GGUFCheckpoint | StoredCheckpoint | QuantizedCheckpoint | Mxfp4Checkpoint = GGUFCheckpoint(
+            path, projector
+        )
     else:
         extra = config.model_loader_extra_config
         if config.load_format == "tensorizer":
@@ -190,7 +193,7 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
         else:
             found = QuantizedCheckpoint(plain, quantization)
     found.config = overridden(found.config, config)
-    return found
+    return TaskCheckpoint(found) if isinstance(found, StoredCheckpoint) and has_task(found.config) else found
 
 
 class _Reader:
@@ -234,6 +237,14 @@ class _Reader:
         assert isinstance(weight, Tensor)
         values = self._to_device(weight).to(torch.float32, copy=True).contiguous()
         values = values if tensor.scale == 1.0 else values * tensor.scale
+        self._check_finite(tensor, values)
+        return values
+
+    def rows(self, tensor: TensorDecl, rows: Sequence[int]) -> Tensor:
+        """Of a table so many rows, in their order, float32."""
+        weight, wanted = self._take(tensor), torch.tensor(rows)
+        taken = weight.select_rows(wanted) if isinstance(weight, QuantizedWeight) else weight[wanted]
+        values = self._to_device(as_floats(taken).to(torch.float32, copy=True))
         self._check_finite(tensor, values)
         return values
 
@@ -310,6 +321,8 @@ class _Packer:
 
     def _table(self, param: Param) -> Tensor | QuantizedWeight:
         table = self._reader.matrix(param.parts[0])
+        if param.made is not None:
+            table = param.made([as_floats(table)])
         if param.first_row is not None:
             table = as_floats(table).to(torch.float32, copy=True)
             table[0] += self._reader.vector(param.first_row)
@@ -323,6 +336,8 @@ class _Packer:
 
     def _output(self, param: Param) -> LinearWeight:
         weight, bias = self._reader.matrix(param.parts[0]), param.biases[0]
+        if missing := param.weight.shape[0] - param.parts[0].shape[0]:  # tokens that are never sampled
+            weight = torch.nn.functional.pad(as_floats(weight).to(_dtype(weight)), (0, 0, 0, missing))
         if param.unit_rows:
             weight = torch.nn.functional.normalize(as_floats(weight).to(torch.float32)).to(_dtype(weight))
         return self._ops.pack_output(weight, None if bias is None else self._reader.vector(bias))
@@ -351,10 +366,20 @@ class _Packer:
         return weight if self._online == "experts_int8" and not is_expert else quantize(weight.cpu(), self._online)
 
     def _vector(self, param: Param) -> Tensor:
+        if param.rows:
+            return self._rows(param)
         values = [self._reader.vector(part) for part in param.parts]
+        if param.made is not None:
+            return param.made(values).view(param.weight.shape)
         joined = values[0] if len(values) == 1 else torch.cat(values, dim=-1)
         joined = joined + param.offset if param.offset else joined
         return joined * param.scale if param.scale != 1.0 else joined
+
+    def _rows(self, param: Param) -> Tensor:
+        table = self._reader.rows(param.parts[0], (*param.rows, *param.minus_rows))
+        taken, rest = table[: len(param.rows)], table[len(param.rows) :]
+        made = taken - rest if len(rest) else taken
+        return made.t().contiguous() if param.transposed else made
 
 
 def _dtype(weight: Tensor | QuantizedWeight) -> torch.dtype:

@@ -9,6 +9,8 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Final
 
+from octavo.base.config import ModelConfig
+from octavo.base.config.media import is_wanted
 from octavo.base.errors import CheckpointError
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families import (
@@ -48,10 +50,12 @@ from octavo.models.families import (
     granite,
     granite_hybrid,
     granite_moe,
+    gte,
     hunyuan,
     internlm,
     jais,
     jamba,
+    jina,
     lfm2,
     llama,
     llama4,
@@ -61,6 +65,8 @@ from octavo.models.families import (
     minimax_m2,
     mistral,
     mixtral,
+    mllama,
+    modernbert,
     mpt,
     nemotron,
     nemotron_h,
@@ -101,10 +107,25 @@ from octavo.models.layout import (
 )
 from octavo.models.mamba import MAMBA2_GGUF, MAMBA_GGUF
 from octavo.models.pooling import causal_name
-from octavo.models.spec import ModelSpec, TowerSpec
-from octavo.models.vision import blip2, fuyu, idefics3, internvl, llava, pixtral, qwen2_vl, qwen3_vl
+from octavo.models.spec import ModelSpec, PicturesSpec, TowerSpec
+from octavo.models.tower import ROOM
+from octavo.models.vision import (
+    blip2,
+    fuyu,
+    glm4v,
+    idefics3,
+    internvl,
+    llava,
+    minicpm_v,
+    phi3_v,
+    pixtral,
+    qwen2_vl,
+    qwen3_vl,
+)
 from octavo.models.vision import chameleon as chameleon_vision
 from octavo.models.vision import gemma3 as gemma3_vision
+from octavo.models.vision import llama4 as llama4_vision
+from octavo.models.vision import mllama as mllama_vision
 from octavo.models.vision.vit import FLATTENED
 
 logger = logging.getLogger("octavo.models")
@@ -153,6 +174,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "MiniMaxM2ForCausalLM": Family("minimax_m2", minimax_m2.spec, minimax_m2.HF, EXPERTS_GGUF),
     "PhimoeForCausalLM": Family("phimoe", phimoe.spec, mixtral.HF, EXPERTS_GGUF),
     "PhiMoEForCausalLM": Family("phimoe", phimoe.spec, mixtral.HF, EXPERTS_GGUF),
+    "MllamaForCausalLM": Family("mllama_text_model", mllama.spec),
     "Llama4ForCausalLM": Family("llama4_text", llama4.spec, llama4.HF, EXPERTS_INTERLEAVED_GGUF),
     "GptOssForCausalLM": Family("gpt_oss", gpt_oss.spec, gpt_oss.HF, gpt_oss.GGUF),
     "Glm4MoeForCausalLM": Family("glm4_moe", glm4_moe.spec, glm4_moe.HF, glm4_moe.GGUF),
@@ -244,7 +266,31 @@ FAMILIES: Final[dict[str, Family]] = {
         Family("distilbert", bert.distilbert, bert.DISTILBERT_HF),
     ),
     **dict.fromkeys(
-        ("NomicBertModel", "NomicBertForPreTraining"),
+        ("MPNetModel", "MPNetForSequenceClassification", "MPNetForMaskedLM"),
+        Family("mpnet", bert.mpnet, bert.MPNET_HF),
+    ),
+    **dict.fromkeys(
+        ("ModernBertModel", "ModernBertForSequenceClassification", "ModernBertForMaskedLM"),
+        Family("modernbert", modernbert.spec, modernbert.HF, modernbert.GGUF),
+    ),
+    **dict.fromkeys(("NewModel", "NewForSequenceClassification", "NewForMaskedLM"), Family("new", gte.new, gte.HF)),
+    **dict.fromkeys(("GteModel", "GteForSequenceClassification", "GteForMaskedLM"), Family("gte", gte.spec, gte.HF)),
+    **dict.fromkeys(
+        ("JinaBertModel", "JinaBertForSequenceClassification"),
+        Family("jina_bert", jina.version_2, jina.V2_HF, jina.V2_GGUF),
+    ),
+    "JinaBertForMaskedLM": Family("jina_bert", jina.version_2, jina.V2_HF, jina.V2_APART_GGUF),
+    **dict.fromkeys(
+        ("JinaEmbeddingsV3Model", "JinaEmbeddingsV3ForSequenceClassification", "JinaEmbeddingsV3ForMaskedLM"),
+        Family("jina_embeddings_v3", jina.version_3, jina.V3_HF, jina.V3_GGUF),
+    ),
+    **dict.fromkeys(
+        (
+            "NomicBertModel",
+            "NomicBertForPreTraining",
+            "NomicBertForMaskedLM",
+            "NomicBertForSequenceClassification",
+        ),
         Family("nomic_bert", nomic_bert.spec, nomic_bert.HF, nomic_bert.GGUF),
     ),
 }
@@ -255,13 +301,16 @@ class Seeing:
     """What a model that also sees has beside its text part. `tower`: from the configuration and the text part to the
     tower, and patterns of tensors that it has no use for."""
 
-    tower: Callable[[ConfigReader, ModelSpec], tuple[TowerSpec, tuple[str, ...]]]
+    tower: Callable[[ConfigReader, ModelSpec], tuple[TowerSpec | PicturesSpec, tuple[str, ...]]]
     renames: tuple[tuple[str, str], ...]
     splits: tuple[Split, ...] = ()
     #: The text part as the model has it, from the text part's configuration; None: as it is.
     text: Callable[[ConfigReader, ModelSpec], ModelSpec] | None = None
     transposed: str = ""  # of the tower's matrices those that stand as [in, out]
     either_way: str = ""  # `Layout.either_way`, of the text part
+    interleaved: bool = False  # `Layout.interleaved`, of the tower
+    #: From a whole configuration to that of the text part, where it does not stand under `text_config` alone.
+    text_config: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None
 
 
 SEEING: Final[dict[str, Seeing]] = {
@@ -274,15 +323,30 @@ SEEING: Final[dict[str, Seeing]] = {
     "Qwen3VLMoeForConditionalGeneration": Seeing(
         qwen3_vl.tower, qwen3_vl.HF, (QKV,), qwen3_vl.text, either_way=qwen3_vl.EXPERTS
     ),
+    **dict.fromkeys(
+        ("Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration", "Glm46VForConditionalGeneration"),
+        Seeing(glm4v.tower, glm4v.HF, (QKV,), glm4v.text, text_config=glm4v.text_config),
+    ),
     "Gemma3ForConditionalGeneration": Seeing(
         gemma3_vision.tower, gemma3_vision.HF, text=gemma3_vision.text, transposed=gemma3_vision.TRANSPOSED
     ),
     "Mistral3ForConditionalGeneration": Seeing(pixtral.merging_tower, pixtral.HF),
     "InternVLForConditionalGeneration": Seeing(internvl.tower, internvl.HF),
+    "MiniCPMV": Seeing(
+        minicpm_v.tower,
+        minicpm_v.HF,
+        (minicpm_v.SPLIT,),
+        transposed=minicpm_v.TRANSPOSED,
+        text_config=minicpm_v.text_config,
+    ),
+    "MiniCPMV4_6ForConditionalGeneration": Seeing(minicpm_v.tower_4_6, minicpm_v.HF_4_6),
+    "Phi3VForCausalLM": Seeing(phi3_v.tower, phi3_v.HF, text_config=phi3_v.text_config),
     "PaliGemmaForConditionalGeneration": Seeing(
         gemma3_vision.paligemma, gemma3_vision.PALIGEMMA_HF, text=gemma3_vision.text
     ),
     "LlavaNextForConditionalGeneration": Seeing(llava.next_tower, llava.HF_NEXT),
+    "Llama4ForConditionalGeneration": Seeing(llama4_vision.tower, llama4_vision.HF, interleaved=True),
+    "MllamaForConditionalGeneration": Seeing(mllama_vision.tower, mllama_vision.HF, text=mllama.seeing),
     "FuyuForCausalLM": Seeing(fuyu.tower, fuyu.HF),
     "ChameleonForConditionalGeneration": Seeing(chameleon_vision.tower, chameleon_vision.HF),
     "Blip2ForConditionalGeneration": Seeing(blip2.tower, blip2.HF, (QKV,)),
@@ -297,20 +361,20 @@ PIXTRAL: Final = Seeing(pixtral.tower, pixtral.HF)
 _WITH_TEXT: Final = frozenset(
     {
         "Gemma3nForConditionalGeneration", "Gemma4ForConditionalGeneration",
-        "Llama4ForConditionalGeneration",
         "VipLlavaForConditionalGeneration", *SEEING,
         "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration",
     }
 )  # fmt: skip
 #: What files call the tensors of the text part, and those of the rest.
 _TEXT_RENAMES: Final = (
-    (r"^language_model\.(model|lm_head)\.", r"\1."), (r"^model\.language_model\.", "model."),
+    (r"^(?:language_model|llm)\.(model|lm_head)\.", r"\1."), (r"^model\.language_model\.", "model."),
 )  # fmt: skip
 _NOT_TEXT: Final = (
     r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision|embed_audio)\..*",
     r"(model\.)?(vision_embed_tokens|qformer|language_projection|vqmodel)\..*",
     r"query_tokens",
     r"(model\.)?image_newline",
+    r"(vpm|resampler)\..*",
 )
 #: Text parts that are another family's.
 _TEXT_TYPES: Final = {
@@ -318,6 +382,8 @@ _TEXT_TYPES: Final = {
     "qwen2_5_vl_text": "qwen2",
     "qwen3_vl_text": "qwen3",
     "qwen3_vl_moe_text": "qwen3_moe",
+    "glm4v_text": "glm4",
+    "glm4v_moe_text": "glm4_moe",
 }
 #: What configurations of a text part leave out, since it is transformers' default.
 _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
@@ -339,6 +405,8 @@ _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
         "num_attention_heads": 64,
     },
     "qwen3_vl_moe_text": {"norm_topk_prob": True},
+    "glm4v_text": {"rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0},
+    "glm4v_moe_text": {"attention_bias": True, "use_qk_norm": False},
 }  # fmt: skip
 
 
@@ -351,6 +419,9 @@ def text_part(config: dict[str, Any]) -> dict[str, Any] | None:
         text = {key: value for key, value in config.items() if key != "vision_config"} | {"model_type": "qwen2_vl_text"}
     if text is None and names in (["FuyuForCausalLM"], ["ChameleonForConditionalGeneration"]):
         text = {**config, "model_type": "persimmon" if names == ["FuyuForCausalLM"] else "chameleon"}
+    seeing = SEEING.get(str(names[0])) if isinstance(names, list) and len(names) == 1 else None
+    if seeing is not None and seeing.text_config is not None:
+        text = seeing.text_config(config)
     if not isinstance(names, list) or not _WITH_TEXT.intersection(map(str, names)) or not isinstance(text, dict):
         return None
     kept = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
@@ -387,15 +458,16 @@ def add_families() -> None:
         FAMILIES[entry.name] = family
 
 
-def find_family(config: dict[str, Any], source: str) -> Family:
-    """The family of a configuration in Hugging Face's form; `source` names it in messages.
+def find_family(config: dict[str, Any], source: str, *, sees: bool = True) -> Family:
+    """The family of a configuration in Hugging Face's form; `source` names it in messages. `sees`: with the tower of a
+    model that has one.
 
     Raises CheckpointError for an architecture that is not implemented.
     """
     add_families()
     text = text_part(config)
     if text is not None:
-        return _with_tower(find_family(text, source), config)
+        return _with_tower(find_family(text, source), config, sees)
     by_type = {family.model_type: name for name, family in reversed(FAMILIES.items())}  # the first of a type
     names = config.get("architectures") or [by_type.get(str(config.get("model_type")), config.get("model_type"))]
     name = names[0] if isinstance(names, list) and len(names) == 1 else names
@@ -415,21 +487,24 @@ def find_family(config: dict[str, Any], source: str) -> Family:
 _BARE: Final = (r"^(?=(embed_tokens|layers|norm)\.)", "model.")
 
 
-def _with_tower(family: Family, config: dict[str, Any]) -> Family:
+def _with_tower(family: Family, config: dict[str, Any], sees: bool) -> Family:
     """The family of a text part, for the files of a model that also sees."""
     hf, seeing = family.hf, _seeing(config)
     if seeing is None or isinstance(_tower(config, seeing, family), CheckpointError):
         hf = replace(hf, ignored=(*hf.ignored, *_NOT_TEXT), renames=(*_TEXT_RENAMES, *hf.renames))
     else:
-        renames, splits = (*seeing.renames, *_TEXT_RENAMES, *hf.renames), (*seeing.splits, *hf.splits)
         transposed = "|".join(each for each in (hf.transposed, seeing.transposed) if each)
         hf = replace(
             hf,
-            renames=renames,
-            splits=splits,
+            renames=(*_TEXT_RENAMES, *hf.renames),
             transposed=transposed,
             either_way=seeing.either_way,
             flattened=f"{FLATTENED}|{whisper_tower.FLATTENED}",
+            surplus=hf.surplus if sees else (*hf.surplus, rf"{ROOM}\..*"),
+            apart=f"{ROOM}.",
+            renames_apart=seeing.renames,
+            splits_apart=seeing.splits,
+            interleaved_apart=seeing.interleaved,
         )
     return replace(family, hf=hf)
 
@@ -447,7 +522,7 @@ def _seeing(config: dict[str, Any]) -> Seeing | None:
 
 def _tower(
     config: dict[str, Any], seeing: Seeing, family: Family
-) -> tuple[TowerSpec, tuple[str, ...]] | CheckpointError:
+) -> tuple[TowerSpec | PicturesSpec, tuple[str, ...]] | CheckpointError:
     """The tower of a model, or why it has none that is implemented."""
     text = text_part(config)
     assert text is not None
@@ -466,6 +541,12 @@ def model_spec(config: dict[str, Any], source: str) -> ModelSpec:
     Raises CheckpointError for an architecture or an option that is not implemented. Code that the configuration
     points to is never run.
     """
+    return seen_spec(config, source, ModelConfig())
+
+
+def seen_spec(config: dict[str, Any], source: str, model: ModelConfig) -> ModelSpec:
+    """The same with what the command line says: without a tower that no request may use, and not without that of a file
+    of its own."""
     if config.get("auto_map") is not None:
         logger.warning("%s: auto_map is ignored: octavo runs no code from a model's files", source)
     family = find_family(config, source)
@@ -479,9 +560,21 @@ def model_spec(config: dict[str, Any], source: str) -> ModelSpec:
     seeing, why = _seeing(config), ""
     if seeing is not None:
         tower = _tower(config, seeing, family)
-        if not isinstance(tower, CheckpointError):
+        if isinstance(tower, CheckpointError):
+            if model.mmproj is not None:
+                raise CheckpointError(f"{model.mmproj}: {tower.message}")
+            why = f": {tower.message}"
+        elif isinstance(tower[0], TowerSpec) and _is_idle(tower[0], model):
+            why = ": --limit-mm-per-prompt allows no media"
+        else:
             seen = spec if seeing.text is None else seeing.text(ConfigReader(text), spec)
+            if isinstance(tower[0], PicturesSpec):
+                return replace(seen, pictures=tower[0], unused=tower[1])
             return replace(seen, tower=tower[0], unused=tower[1])
-        why = f": {tower.message}"
     logger.info("%s: only the text part of the model is served%s", source, why)
     return spec
+
+
+def _is_idle(tower: TowerSpec, model: ModelConfig) -> bool:
+    """Whether no request may use it. How prompts see themselves would go with a tower that says so."""
+    return not tower.whole_prompts and not any(is_wanted(kind, model) for kind in tower.kinds)

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, LogQScaleSpec, QScaleSpec, RopeSpec
+from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, LogQScaleSpec, QScaleSpec, RelativeSpec, RopeSpec
 
 
 def derived_values(spec: DerivedSpec, shape: tuple[int, ...], num_positions: int) -> Tensor:
@@ -34,7 +34,7 @@ def cos_sin_table(rope: RopeSpec, head_dim: int, num_positions: int) -> Tensor:
     """float32 [num_positions, head_dim]: the cosines of the head_dim / 2 angles, then their sines. Pairs that are not
     rotated are the last, at an angle of 0."""
     half, rotated = head_dim // 2, (rope.rotary_dim or head_dim) // 2
-    num_axes = len(rope.sections) if rope.is_axial else 1
+    num_axes = sum(map(bool, rope.sections)) if rope.is_axial else 1
     if num_axes > 1 and rope.takes_turns:
         frequencies = inverse_frequencies(rope, 2 * rotated, num_positions).view(-1, num_axes).t().flatten()
     else:
@@ -49,6 +49,18 @@ def cos_sin_table(rope: RopeSpec, head_dim: int, num_positions: int) -> Tensor:
         cos.mul_(rope.attention_factor)
         sin.mul_(rope.attention_factor)
     return table
+
+
+def relative_buckets(relative: RelativeSpec) -> tuple[int, ...]:
+    """Which of the numbers a key has at the distances -max_distance .. max_distance behind the query."""
+    half = relative.num_buckets // 2
+    exact = half // 2
+    distances = torch.arange(-relative.max_distance, relative.max_distance + 1)
+    far = distances.abs().clamp(min=1)
+    steps = torch.log(far.float() / exact) / math.log(relative.max_distance / exact) * (half - exact)
+    large = (exact + steps.to(torch.long)).clamp(max=half - 1)
+    buckets = torch.where(far < exact, distances.abs(), large) + half * (distances > 0)
+    return tuple(buckets.tolist())
 
 
 def alibi_slopes(alibi: AlibiSpec) -> Tensor:

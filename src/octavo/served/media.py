@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from octavo.base.config.media import MEDIA_KINDS, MediaConfig, io_text, media_io, media_limits
 from octavo.base.errors import InvalidConfig, InvalidRequest
@@ -27,9 +27,12 @@ from octavo.media.fetcher import Fetcher, base64_bytes
 from octavo.media.part import DETAILS, GivenMedia, MediaPart, media_part
 from octavo.served.media_cache import MediaCache
 from octavo.served.media_text import Mark, MediaText
-from octavo.served.parts import SoundProcessor
+from octavo.served.parts import SoundProcessor, VideoProcessor
 from octavo.served.turn import MediaOptions
 from octavo.text.media.processor import MediaProcessor
+
+if TYPE_CHECKING:
+    import numpy as np
 
 T = TypeVar("T")
 Messages = Sequence[Mapping[str, Any]]
@@ -117,6 +120,11 @@ class MediaReader:
             placeholders["image"] = (self._pictures.placeholder, self._pictures.placeholder_id)
         if self._sounds is not None:
             placeholders["audio"] = (self._sounds.audio_placeholder, self._sounds.audio_placeholder_id)
+        self._videos = processor if isinstance(processor, VideoProcessor) else None
+        if self._videos is not None and self._videos.video_placeholder_id < 0:
+            self._videos = None  # a vocabulary without the token: frames are images
+        if self._videos is not None:
+            placeholders["video"] = (self._videos.video_placeholder, self._videos.video_placeholder_id)
         shown = {"audio": mark} if (mark := getattr(processor, "audio_mark", None)) else {}
         self.text = MediaText(
             placeholders,
@@ -278,6 +286,8 @@ class MediaReader:
                 return [Mark("audio", self._sound(blobs[0], decoded["rate"], options))]
             if part.kind == "image":
                 return [self._image(decoded, blobs[0], options)]
+            if part.kind == "video" and self._videos is not None:
+                return [self._video(self._videos, decoded, options)]
             if part.kind == "video":
                 return [self._image(frame, blob, options) for frame, blob in zip(decoded["frames"], blobs, strict=True)]
             pieces: Pieces = []
@@ -290,11 +300,12 @@ class MediaReader:
             raise InvalidRequest(exc.message, exc.param or part.param) from None
 
     def _image(self, size: Mapping[str, int], rgb: bytes, options: Mapping[str, Any]) -> Mark:
-        import numpy as np  # with the first picture: a server of text needs none
-
         assert self._pictures is not None  # else the part was refused
-        pixels = np.frombuffer(rgb, np.uint8).reshape(size["height"], size["width"], 3)
-        return Mark("image", self._pictures.image(pixels, options))
+        return Mark("image", self._pictures.image(_pixels(size, rgb), options))
+
+    def _video(self, processor: VideoProcessor, decoded: Mapping[str, Any], options: Mapping[str, Any]) -> Mark:
+        frames = [_pixels(frame, blob) for frame, blob in zip(decoded["frames"], decoded["blobs"], strict=True)]
+        return Mark("video", processor.video(frames, decoded.get("times"), decoded.get("duration", 0.0), options))
 
     def _sound(self, samples: bytes, rate: int, options: Mapping[str, Any]) -> PreparedMedia:
         import numpy as np
@@ -312,6 +323,12 @@ class _Settled:
     image: dict[str, Any]
     num_frames: int
     max_pages: int
+
+
+def _pixels(size: Mapping[str, int], rgb: bytes) -> np.ndarray:
+    import numpy as np  # with the first picture: a server of text needs none
+
+    return np.frombuffer(rgb, np.uint8).reshape(size["height"], size["width"], 3)
 
 
 def _with_marks(message: Mapping[str, Any], i: int, at: Mapping[tuple[int, int], Pieces]) -> Mapping[str, Any]:

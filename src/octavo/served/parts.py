@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from octavo.base.media import PreparedMedia
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
-from octavo.client.generation import Detokenizer, GenerationDelta
+from octavo.client.generation import Detokenizer, GenerationDelta, OpenSequence
 from octavo.client.sleep_mode import SleepMode
 from octavo.text.formats.base import ReasoningFormat, ToolFormat
 from octavo.text.grammars.tool_grammar import SpecialTokens
+from octavo.wire.messages import AdapterInfo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +50,10 @@ class Engine(Protocol):
         """Sequences, running or waiting."""
         ...
 
+    def sequences(self) -> list[OpenSequence]:
+        """The same, one by one, those first that came first."""
+        ...
+
     def check_servable(self, request: GenerateRequest) -> None:
         """Raise `InvalidRequest` for a request that `generate` would refuse at any time."""
         ...
@@ -65,7 +70,7 @@ class Engine(Protocol):
         """Forget every cached block. Raises `ServerError`."""
         ...
 
-    async def load_adapter(self, key: str, path: str) -> None:
+    async def load_adapter(self, key: str, path: str) -> AdapterInfo:
         """Have the engine read an adapter. Raises `ServerError` with what is wrong with its files."""
         ...
 
@@ -171,6 +176,28 @@ class SoundProcessor(Protocol):
 
     def audio(self, samples: np.ndarray, rate: int, options: Mapping[str, Any]) -> PreparedMedia:
         """`samples` float32 [samples] of one channel in -1..1, `rate` of them a second. Raises `InvalidRequest`."""
+        ...
+
+
+@runtime_checkable
+class VideoProcessor(Protocol):
+    """A `text.media.processor.MediaProcessor` of a family that knows of time in videos. Called from threads."""
+
+    @property
+    def video_placeholder(self) -> str:
+        """What stands for a video in the text that a chat template makes, to be replaced by `PreparedMedia.text`."""
+        ...
+
+    @property
+    def video_placeholder_id(self) -> int:
+        """The token that the `PreparedMedia.text` of a video holds once a row; negative: there is none."""
+        ...
+
+    def video(
+        self, frames: Sequence[np.ndarray], times: Sequence[float] | None, duration: float, options: Mapping[str, Any]
+    ) -> PreparedMedia:
+        """`frames` uint8 [height, width, 3], shown at `times` in seconds (None: not known) of `duration` seconds.
+        Raises `InvalidRequest`."""
         ...
 
 

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from octavo.base.config import EngineConfig, ServerConfig
 from octavo.served.models import Models
+from octavo.server.mcp.servers import MCPServers
 from octavo.server.metrics import Metrics
 from octavo.server.responses.runs import BackgroundRuns
 from octavo.server.responses.store import ResponseStore
@@ -31,8 +32,15 @@ class ServerState:
         """The responses that are made in the background."""
         return BackgroundRuns()
 
+    @cached_property
+    def mcp(self) -> MCPServers:
+        """The MCP servers whose tools are called."""
+        return MCPServers(self.config)
+
     async def close(self) -> None:
         await self.runs.close()
+        if "mcp" in vars(self):  # it was used
+            await self.mcp.close()
         await self.store.close()
 
     def check_available(self) -> None:

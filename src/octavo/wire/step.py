@@ -41,6 +41,7 @@ class MediaPlace(StepData):
     digest: bytes
     spans: tuple[tuple[int, int], ...]
     grid: tuple[int, int, int] | None = None
+    time_step: float = 1.0
 
 
 class NewRequestData(StepData):
@@ -62,6 +63,7 @@ class NewRequestData(StepData):
     encoder_token_ids: list[int] = []
     encoder_frames: MediaTensor | None = None  # in place of tokens, of which there is a 0 for each row then
     encoder_block_ids: list[list[int]] = []
+    encoder_media: tuple[MediaItem, ...] = ()  # of a model whose layers see pictures beside the text, as an encoder's
     media: list[MediaPlace] = []  # in the order of the tokens
     adapter_slot: int = -1  # of its adapter; -1: it has none
     #: Of a request whose sampler follows what it drew: how far it has got; None: at its beginning.

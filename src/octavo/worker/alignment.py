@@ -48,7 +48,11 @@ class _Listening:
 class SpeechAligner:
     """Not to be used by two threads at once."""
 
-    def __init__(self, model: Transformer, ops: Ops, device: Device, kv_caches: KVCaches) -> None:
+    def __init__(
+        self, model: Transformer, ops: Ops, device: Device, kv_caches: KVCaches, heard: dict[int, Tensor]
+    ) -> None:
+        """`heard`: of the slots that want an alignment, the encoder's rows [R, H]; taken out when they are used."""
+        self._heard = heard
         self._model = model
         self._ops = ops
         self._device = device
@@ -56,8 +60,13 @@ class SpeechAligner:
         self._crossings = _crossings(model.definition)
         self._made: dict[tuple[int, ...], _Listening] = {}
 
-    def matrix(self, wanted: SpeechAlignment, batch: InputBatch, rows: Tensor) -> bytes:
-        """`batch`: all tokens of one request, whose blocks hold what is before them. `rows` [R, H]: the encoder's."""
+    def leave(self, slot: int) -> None:
+        """The slot's request has ended."""
+        self._heard.pop(slot, None)
+
+    def matrix(self, wanted: SpeechAlignment, batch: InputBatch, slot: int) -> bytes:
+        """`batch`: all tokens of the slot's request, whose keys and values it writes once more."""
+        rows = self._heard.pop(slot)
         layers = tuple(sorted({layer for layer, _ in wanted.heads}))
         listening = self._listening(layers, len(batch.token_ids))
         listening.runner.run(listening.space, batch, self._kv_caches)

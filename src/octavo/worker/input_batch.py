@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ class HostBatch:
     #: Where layers see an encoder: int32 [B], the rows of each sequence's; [E, B, most blocks of any], of E groups.
     encoder_lens: np.ndarray | None = None
     encoder_tables: np.ndarray | None = None
+    muted_rows: np.ndarray | None = None  # int64, rising: tokens before the first picture, where layers see pictures
     position_parts: np.ndarray | None = None  # int32 [3, T], where a token's position has several
     adapter_slots: np.ndarray | None = None  # int32 [T], -1: none; None: no token has an adapter
 
@@ -97,6 +99,8 @@ def build_batch(
     drafted = slots[num_rows > 1]
     if splits_drafts and len(drafted):
         slots, counts, starts, num_rows = _split(slots, counts, starts, num_rows)
+    if states.views:
+        slots, counts, starts, num_rows = _cut(states, slots, counts, starts, num_rows)
     is_decode = (counts == 1) & (starts >= states.num_prompt_tokens[slots])
     num_decodes = int(is_decode.sum())
     if 0 < num_decodes < len(slots) and not is_decode[:num_decodes].all():
@@ -142,7 +146,9 @@ def build_batch(
     adapter_slots = states.adapter_slots[token_slots]
     if (adapter_slots >= 0).any():
         host.adapter_slots = adapter_slots
-    if len(states.encoder_tables):
+    if states.views:
+        _see_pictures(states, host, starts)
+    elif len(states.encoder_tables):
         host.encoder_lens = states.encoder_lens[slots]
         most = -(-int(host.encoder_lens.max()) // block_size)
         host.encoder_tables = np.ascontiguousarray(states.encoder_tables[:, slots, :most])
@@ -179,6 +185,39 @@ def _split(
         starts[index] + part,
         np.where(is_split, 1, num_rows[index]),
     )
+
+
+def _cut(
+    states: RequestStates, slots: np.ndarray, counts: np.ndarray, starts: np.ndarray, num_rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Sequences whose tokens see different pictures, as one sequence for each view; the rows are the last one's."""
+    cut: list[tuple[int, int, int, int]] = []
+    for slot, count, start, rows in zip(*(each.tolist() for each in (slots, counts, starts, num_rows)), strict=True):
+        places = [view.first_token for view in states.views[slot] if start < view.first_token < start + count]
+        bounds = [start, *places, start + count]
+        cut += [(slot, end - first, first, 0) for first, end in pairwise(bounds)]
+        cut[-1] = (*cut[-1][:3], rows)
+    found = np.array(cut, np.int64)
+    return found[:, 0].copy(), found[:, 1].copy(), found[:, 2].copy(), found[:, 3].copy()
+
+
+def _see_pictures(states: RequestStates, host: HostBatch, starts: np.ndarray) -> None:
+    """What layers see of pictures: the view of each sequence. `starts` int64 [B]: the number of its first token."""
+    views = [
+        next(view for view in reversed(states.views[slot]) if view.first_token <= start)
+        for slot, start in zip(host.slots.tolist(), starts.tolist(), strict=True)
+    ]
+    most = max(len(view.blocks) for view in views)
+    host.encoder_lens = np.array([view.num_rows for view in views], np.int32)
+    host.encoder_tables = np.zeros((len(states.encoder_tables), len(views), most), np.int32)
+    for at, view in enumerate(views):
+        host.encoder_tables[:, at, : len(view.blocks)] = states.encoder_tables[:, host.slots[at], list(view.blocks)]
+    muted = [
+        np.arange(host.query_start_loc[at], host.query_start_loc[at + 1], dtype=np.int64)
+        for at, view in enumerate(views)
+        if view.is_muted
+    ]
+    host.muted_rows = np.concatenate(muted) if muted else None
 
 
 def _index_within(lengths: np.ndarray) -> np.ndarray:

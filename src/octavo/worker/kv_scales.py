@@ -107,6 +107,8 @@ def with_scales(
     elif cache.calculate_kv_scales:
         if definition.encoder is not None and definition.encoder.first is not None:
             raise InvalidConfig(f"{_MEASURED}: what this model hears cannot be made up. Give {_FILE}.")
+        if definition.pictures is not None:
+            raise InvalidConfig(f"{_MEASURED}: pictures that this model sees cannot be made up. Give {_FILE}.")
         source, scales = _MEASURED, measured_scales(loaded.model, ops, device, max_model_len)
     else:
         stored = stored_kv_scales(checkpoint)

@@ -19,10 +19,11 @@ from octavo.wire.messages import TokenLogprobs
 from octavo.wire.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
 from octavo.worker.adapters import AdapterSlots
 from octavo.worker.alignment import SpeechAligner
-from octavo.worker.cross_inputs import CrossInputs
+from octavo.worker.cross_inputs import CrossInputs, max_encoder_len
 from octavo.worker.graphs import StepGraphs
 from octavo.worker.input_batch import HostBatch, InputBatch, RowTensors, build_batch
 from octavo.worker.media import MediaEncoder
+from octavo.worker.pictures import PictureInputs, most_rows
 from octavo.worker.request_states import Draft, ExpectedTokens, RequestStates, Rows
 from octavo.worker.sampler import SampledTokens, Sampler
 from octavo.worker.scores import PromptScorer
@@ -98,10 +99,10 @@ class ModelRunner:
             max_num_seqs,
             max_model_len,
             block_size,
-            model.spec.vocab_size,
+            definition.num_ids,
             windows,
             definition.num_encoder_groups,
-            0 if definition.encoder is None else definition.encoder.spec.max_positions,
+            max(max_encoder_len(definition), most_rows(definition, block_size)),
         )
         #: What was sampled last in each slot, int32, on the device; None where the host knows before the next step.
         self._last_ids: torch.Tensor | None = None
@@ -113,12 +114,14 @@ class ModelRunner:
         self._planner = attention_planners(
             ops.attention_planner, model.attention_shapes, device.torch_device, ops.activation_dtype
         )
-        self._crossing: CrossInputs | None = None
-        self._rows_heard: dict[int, torch.Tensor] = {}  # of the slots that want an alignment
+        self._crossing: CrossInputs | PictureInputs | None = None
+        self._aligner: SpeechAligner | None = None
         self._encoder_planner: Any = None  # of attentions over its rows, whose lengths are others
-        if definition.encoder is not None:
-            self._crossing = CrossInputs(model, ops, device, kv_caches, block_size)
-            self._aligner = SpeechAligner(model, ops, device, kv_caches)
+        if definition.crossing is not None:
+            inputs = CrossInputs if definition.pictures is None else PictureInputs
+            self._crossing = inputs(model, ops, device, kv_caches, block_size)
+            if isinstance(self._crossing, CrossInputs):
+                self._aligner = SpeechAligner(model, ops, device, kv_caches, self._crossing.heard)
             (heads,) = {cache.heads for cache in definition.program.caches if cache.of_encoder}
             self._encoder_planner = ops.attention_planner(heads, device.torch_device, ops.activation_dtype)
         self._sampler = Sampler(ops, device, max_num_seqs, logprobs_mode)
@@ -165,6 +168,12 @@ class ModelRunner:
             batch, rows, step.row_tensors = self._upload(host)
             if host.position_parts is not None:
                 (batch.position_parts,) = self._device.upload(np.ascontiguousarray(host.position_parts))
+            if host.muted_rows is not None:
+                (batch.replaced_index,) = self._device.upload(host.muted_rows)
+                shape = (len(host.muted_rows), self._model.spec.hidden_size)
+                batch.replaced_rows = torch.zeros(
+                    shape, dtype=self._ops.activation_dtype, device=batch.token_ids.device
+                )
             if self._media is not None and states.media:
                 self._media.place(batch, host, states.media)
             if self._adapters is not None:
@@ -183,8 +192,8 @@ class ModelRunner:
             if len(host.logits_rows):
                 slots = None if batch.adapter_slots is None else batch.adapter_slots[rows]
                 logits = self._model.logits(hidden, slots)
-        if states.alignments:
-            step.pooled = self._align(host)
+        if self._aligner is not None and states.alignments:
+            step.pooled = self._align(self._aligner, host)
         if self._times_forward:
             step.forward_seconds = self._clock() - start
         step.logits, step.rows = logits, host.rows
@@ -202,20 +211,14 @@ class ModelRunner:
             self._adapters.apply(plan)
         for slot in plan.finished_slots:
             states.remove(slot)
-            self._rows_heard.pop(slot, None)
+            if self._aligner is not None:
+                self._aligner.leave(slot)
         for new in plan.new_requests:
             states.add(new)
         if self._pooler is not None:
             self._pooler.apply(plan)
         if self._crossing is not None:
-            new_requests = plan.new_requests
-            rows = self._crossing.write(
-                [new.encoder_token_ids for new in new_requests],
-                [new.encoder_block_ids for new in new_requests],
-                [new.encoder_frames for new in new_requests],
-            )
-            heard = zip(new_requests, rows, strict=True)
-            self._rows_heard |= {new.slot: own for new, own in heard if new.slot in states.alignments}
+            states.views |= self._crossing.enter(plan.new_requests)
         for known in plan.cached_requests:
             states.update(known)
 
@@ -266,7 +269,7 @@ class ModelRunner:
             hidden = hidden[rows]
         return pooler.of_step(self._states, host, hidden, is_last_rows=is_last_rows)
 
-    def _align(self, host: HostBatch) -> dict[int, bytes]:
+    def _align(self, aligner: SpeechAligner, host: HostBatch) -> dict[int, bytes]:
         """What comes of the slots that want an alignment and whose prompt is whole behind this step."""
         states, made = self._states, {}
         for slot in host.rows.slots.tolist():
@@ -275,7 +278,7 @@ class ModelRunner:
             states.num_computed[slot] = 0
             whole = build_batch(states, {slot: int(states.num_tokens[slot])}, self._block_size)
             batch, _, _ = self._upload(whole)
-            made[slot] = self._aligner.matrix(wanted, batch, self._rows_heard.pop(slot))
+            made[slot] = aligner.matrix(wanted, batch, slot)
         return made
 
     def _clock(self) -> float:

@@ -7,7 +7,8 @@ itself: a picture of 2 x 3 rows behind five tokens is
     line    0 1 2 3 4 | 5 5 5 6 6 6 | 8 ...
     column  0 1 2 3 4 | 5 6 7 5 6 7 | 8 ...
 
-and the text behind it goes on from its longer side. So positions fall behind the number of tokens, for good.
+and the text behind it goes on from its longer side, also behind a video, whose rows are told apart in time by
+steps that may be of any length. So positions fall behind the number of tokens, for good.
 """
 
 from __future__ import annotations
@@ -41,14 +42,18 @@ def position_parts(media: Sequence[MediaPlace]) -> PositionParts | None:
     for place in media:
         if place.grid is None:
             continue
-        start, length = place.spans[0]
         times, lines, columns = place.grid
-        assert len(place.spans) == 1 and length == times * lines * columns, "a grid has a token for each of its rows"
-        runs.append(np.tile(np.arange(position, position + start - num_tokens), (3, 1)))
-        position += start - num_tokens
-        runs.append(position + np.indices(place.grid).reshape(3, -1))
-        position += max(lines, columns)
-        num_tokens = start + length
+        assert len(place.spans) in (1, times), "a grid has one span, or one for each of its times"
+        times //= len(place.spans)
+        for start, length in place.spans:
+            assert length == times * lines * columns, "a grid has a token for each of its rows"
+            runs.append(np.tile(np.arange(position, position + start - num_tokens), (3, 1)))
+            position += start - num_tokens
+            own = np.indices((times, lines, columns)).reshape(3, -1)
+            own[0] = own[0].astype(np.float32) * np.float32(place.time_step)  # rounded down, as the reference does
+            runs.append(position + own)
+            position += max(lines, columns)
+            num_tokens = start + length
     if not runs:
         return None
     return PositionParts(np.concatenate(runs, 1).astype(np.int32), position - num_tokens)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from octavo.base.params import SamplingParams, SpeechAlignment, SpeechRules
+from octavo.cache.pictures import View
 from octavo.wire.step import CachedRequestData, MediaPlace, NewRequestData
 from octavo.worker.masks import TokenMask
 from octavo.worker.position_parts import PositionParts, position_parts
@@ -125,6 +126,8 @@ class RequestStates:
         self.media: dict[int, list[MediaPlace]] = {}  # of slots whose prompts have some that are not computed yet
         self.position_parts: dict[int, PositionParts] = {}  # of slots whose positions are not the tokens' numbers
         self.prompt_logprobs: dict[int, int] = {}  # the same for the tokens of the prompt
+        #: Of slots whose tokens see pictures beside the text, or could.
+        self.views: dict[int, tuple[View, ...]] = {}
 
     def add(self, request: NewRequestData) -> None:
         slot, params = request.slot, request.params
@@ -248,6 +251,7 @@ class RequestStates:
         self.version += 1
         self.generation[slot] += 1
         self.media.pop(slot, None)
+        self.views.pop(slot, None)
         self.position_parts.pop(slot, None)
         self.special.pop(slot, None)
         self.speech.pop(slot, None)

@@ -140,7 +140,7 @@ class PromptScorer:
         for i, (slot, count) in enumerate(zip(batch.slots.tolist(), batch.num_scheduled.tolist(), strict=True)):
             num_alternatives = states.prompt_logprobs.get(slot)
             if num_alternatives is not None:
-                first = int(states.num_computed[slot]) + 1
+                first = int(batch.seq_lens[i]) - count + 1
                 targets = states.token_ids[slot, first : min(first + count, int(states.num_prompt_tokens[slot]))]
                 rows = hidden[starts[i] : starts[i] + len(targets)]
                 columns = self._launch(rows, targets, num_alternatives, int(states.adapter_slots[slot]))

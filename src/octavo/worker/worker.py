@@ -24,15 +24,16 @@ from octavo.models.pooling_files import Pooling, pooling_of
 from octavo.models.spec import ModelSpec
 from octavo.models.transformer import Transformer
 from octavo.ops.table import AttentionBackend, Binding, Ops, bind, cache_shapes
-from octavo.wire.messages import EngineInfo, PoolingInfo, StepSeconds
+from octavo.wire.messages import AdapterInfo, EngineInfo, PoolingInfo, StepSeconds
 from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
 from octavo.worker.adapters import AdapterSlots, AdapterStore, bank_bytes, with_adapters, with_banks
-from octavo.worker.cross_inputs import encoder_channels, encoding_bytes, silence
+from octavo.worker.cross_inputs import encoder_channels, encoding_bytes, max_encoder_len, silence
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, BlockShapes, KVCachePlan, block_values, kv_caches, plan_kv_cache
 from octavo.worker.kv_scales import check_scale_options, scales_of_file, with_scales
 from octavo.worker.media import MediaEncoder, media_bytes
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
+from octavo.worker.pictures import MOST_PICTURES, most_rows, picture_bytes
 from octavo.worker.pooling import EncodingRunner, Pooler
 from octavo.worker.residence import Residence, Runner, Weights
 from octavo.worker.swap import SwapArena
@@ -94,9 +95,9 @@ class Worker:
 
         loaded = load(checkpoint)
         kv_dtype = self._kv_cache_dtype(loaded, device)
-        loaded = with_adapters(loaded, config.lora, ops, device.default_batched_tokens)
+        loaded = with_adapters(loaded, config, ops, device.default_batched_tokens)
         if config.lora.enable_lora:
-            self._adapters = AdapterStore(loaded.model.definition, config.model, config.lora, checkpoint)
+            self._adapters = AdapterStore(loaded.model.definition, config, checkpoint)
         max_model_len = self._max_model_len(loaded)
         loaded = with_scales(loaded, checkpoint, config.cache, ops, device, max_model_len)
         if config.parallel.batch_invariant and device.name != "cpu" and not loaded.model.can_be_captured:
@@ -117,7 +118,7 @@ class Worker:
             self._is_whole = True
         max_num_batched_tokens = self._max_num_batched_tokens(max_model_len, device)
         # What is seen of an encoder is not yet among the inputs of a captured step.
-        is_captured = pooling is None and loaded.model.can_be_captured and loaded.model.definition.encoder is None
+        is_captured = pooling is None and loaded.model.can_be_captured and loaded.model.definition.crossing is None
         graph_sizes = self._graph_sizes(device) if is_captured else ()
         reserved = (max_num_batched_tokens if device.uses_graphs else 0, max(graph_sizes, default=0))
         loaded.model.reserve(*reserved)
@@ -125,12 +126,12 @@ class Worker:
         plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device, step_bytes)
         # A state that a preempted request has left is lost, and its blocks are of no use without it; where there is an
         # encoder, its rows are computed again, and all else too.
-        is_whole = _state_values(loaded.model.definition) or loaded.model.definition.encoder is not None
+        is_whole = _state_values(loaded.model.definition) or loaded.model.definition.crossing is not None
         swap_bytes = 0 if is_whole else self._swap_bytes(device)
         self.swap_arena = SwapArena(device, plan.bytes_per_block, swap_bytes)
 
         def make_model(definition: Definition, weights: Weights) -> Transformer:
-            weights = with_banks(definition, weights, config.lora, ops)
+            weights = with_banks(definition, weights, config, ops)
             model = transformer(definition, ops, weights, device.default_batched_tokens)
             model.reserve(*reserved)
             return model
@@ -168,8 +169,10 @@ class Worker:
         )
         # A context that was cut to fit the cache needs no larger steps.
         max_num_batched_tokens = min(max_num_batched_tokens, self._max_num_batched_tokens(plan.max_model_len, device))
-        if loaded.model.definition.encoder is not None and config.cache.enable_prefix_caching:
-            logger.info("prefix caching is off: what the tokens of this model mean depends on its encoder's input")
+        if loaded.model.definition.crossing is not None and config.cache.enable_prefix_caching:
+            logger.info(
+                "prefix caching is off: what the tokens of this model mean depends on what layers see beside them"
+            )
         if _state_values(loaded.model.definition) and config.cache.enable_prefix_caching:
             logger.info("prefix caching is off: layers of this model keep a state, and no earlier token's is kept")
         seconds["kv cache"] = time.perf_counter() - start
@@ -185,12 +188,12 @@ class Worker:
     def _slots_of(self, model: Transformer, ops: Ops, device: Device) -> AdapterSlots | None:
         if self._adapters is None:
             return None
-        return AdapterSlots(model, ops, device, self._adapters, self._config.lora.max_loras)
+        return AdapterSlots(model, ops, device, self._adapters, self._config)
 
-    def read_adapter(self, key: str, path: str) -> None:
+    def read_adapter(self, key: str, path: str) -> AdapterInfo:
         """Keep an adapter on the host. May run in another thread than the steps. Raises CheckpointError."""
         assert self._adapters is not None, "adapters are off"
-        self._adapters.read(key, path)
+        return self._adapters.read(key, path)
 
     def drop_adapter(self, key: str) -> None:
         """No plan names it from here on."""
@@ -320,6 +323,9 @@ class Worker:
     def _max_model_len(self, loaded: LoadedModel, trained: int | None = None) -> int:
         """`trained`: tokens of the longest texts that the model was trained on, where its files say."""
         asked, limit = self._config.model.max_model_len, loaded.spec.max_position_embeddings
+        lora = self._config.lora
+        if lora.enable_lora and lora.long_lora_scaling_factors and asked:  # some adapters may have more
+            limit = int(limit * max(lora.long_lora_scaling_factors))
         if asked is not None and asked > limit:
             raise InvalidConfig(f"--max-model-len {asked} is longer than the {limit} positions of the model.")
         return asked or min(loaded.spec.default_positions, trained or limit)
@@ -384,9 +390,10 @@ class Worker:
         states = (num_slots + 1) * _state_values(definition) * torch.float32.itemsize
         states += media_bytes(definition, ops, device.default_batched_tokens, MEDIA_CACHE_ROWS)
         buffers = states + loaded.model.step_bytes(max_num_batched_tokens, min(num_slots, max_num_batched_tokens))
-        num_rows = max(max_num_batched_tokens, _max_encoder_len(definition))
+        num_rows = max(max_num_batched_tokens, max_encoder_len(definition))
         buffers += bank_bytes(definition, self._config.lora, ops)
         buffers += encoding_bytes(definition, ops, num_rows, num_slots)
+        buffers += picture_bytes(definition, ops, self._config.cache.block_size)
         return buffers + num_slots * ids_per_slot * torch.int32.itemsize
 
     def _plan_kv_cache(
@@ -406,7 +413,8 @@ class Worker:
             budget=device.kv_cache_budget(self._config.cache, step_bytes),
             windows=definition.windows,
             step_tokens=step_tokens,
-            encoder_blocks=definition.num_encoder_groups * -(-_max_encoder_len(definition) // block_size),
+            encoder_blocks=definition.num_encoder_groups
+            * -(-max(max_encoder_len(definition), most_rows(definition, block_size)) // block_size),
         )
 
     def _allocate_kv_caches(
@@ -437,7 +445,7 @@ class Worker:
             num_computed_tokens=0,
             sample_index=0,
             sampling_seed=None,
-            encoder_token_ids=[0] if definition.encoder is not None else [],
+            encoder_token_ids=[0] if definition.crossing is not None else [],
             encoder_frames=silence(definition, 1),
             encoder_block_ids=[[0]] * definition.num_encoder_groups,
         )
@@ -471,7 +479,7 @@ class Worker:
             max_request_tokens=plan.max_request_tokens,
             kv_group_windows=loaded.model.definition.windows,
             decoder_start_token_ids=loaded.spec.decoder_start_token_ids,
-            max_encoder_len=_max_encoder_len(loaded.model.definition),
+            max_encoder_len=max_encoder_len(loaded.model.definition),
             num_encoder_groups=loaded.model.definition.num_encoder_groups,
             encoder_channels=encoder_channels(loaded.model.definition),
             kv_cache_bytes=plan.total_bytes,
@@ -487,6 +495,8 @@ class Worker:
             load_seconds=seconds,
             # Elsewhere kernels for one token and for many round differently: then a hit on generated text would show.
             caches_output=device.decodes_as_prompts or not self._config.parallel.batch_invariant,
+            num_positions=loaded.spec.max_position_embeddings,
+            extra_tokens=loaded.model.definition.extra_tokens,
             max_loras=self._config.lora.max_loras if self._config.lora.enable_lora else 0,
             num_swap_blocks=self.swap_arena.num_places,
             has_states=bool(_state_values(loaded.model.definition)),
@@ -497,11 +507,6 @@ class Worker:
             output_ops_per_token=_output_ops(loaded.model.definition),
             attention_ops_per_key=loaded.model.definition.attention_ops_per_key,
         )
-
-
-def _max_encoder_len(definition: Definition) -> int:
-    """Rows that the encoder's input may have; 0: there is none."""
-    return 0 if definition.encoder is None else definition.encoder.spec.max_positions
 
 
 def _output_ops(definition: Definition) -> int:
@@ -521,6 +526,7 @@ def _with_pooling(info: EngineInfo, pooling: Pooling, spec: ModelSpec) -> Engine
         classes=bool(pooling.spec.classes),
         labels=pooling.spec.labels,
         reads_pairs=bool(pooling.spec.classes) and len(pooling.spec.labels) == 1,
+        pair_template=pooling.spec.pair_template,
         prompts=dict(pooling.prompts),
         default_prompt=pooling.default_prompt,
         dimensions=pooling.dimensions,
@@ -533,7 +539,14 @@ def _with_pooling(info: EngineInfo, pooling: Pooling, spec: ModelSpec) -> Engine
 
 def _media_info(loaded: LoadedModel, step_rows: int) -> dict[str, Any]:
     """Fields of `EngineInfo`."""
-    tower = loaded.spec.tower
+    tower, pictures = loaded.spec.tower, loaded.spec.pictures
+    if pictures is not None:
+        return {
+            "media_kinds": ("image",),
+            "media_tile_rows": pictures.tile_rows,
+            "media_tiles": pictures.num_tiles,
+            "max_media_items": MOST_PICTURES,
+        }
     if tower is None:
         return {}
     return {

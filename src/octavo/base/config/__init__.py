@@ -27,6 +27,7 @@ from octavo.base.config.http import HTTPConfig
 from octavo.base.config.limits import LimitsConfig
 from octavo.base.config.log import LogConfig, LogLevel, LogSetup
 from octavo.base.config.lora import AdaptersConfig, LoraConfig
+from octavo.base.config.mcp import MCPConfig
 from octavo.base.config.media import MediaConfig
 from octavo.base.config.observe import TRACE_PROTOCOLS, ObserveConfig, StepTimes
 from octavo.base.config.options import check_fields, flag_name, json_object, opt
@@ -51,6 +52,7 @@ __all__ = [
     "LogSetup",
     "LogprobsMode",
     "LoraConfig",
+    "MCPConfig",
     "MediaConfig",
     "ModelConfig",
     "ObserveConfig",

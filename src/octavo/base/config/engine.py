@@ -7,6 +7,7 @@ from typing import Final, Literal, get_args
 
 from octavo.base.config.log import LogSetup
 from octavo.base.config.lora import LoraConfig
+from octavo.base.config.media import MediaLimits
 from octavo.base.config.observe import StepTimes
 from octavo.base.config.options import json_object, opt
 from octavo.base.errors import InvalidConfig
@@ -30,10 +31,15 @@ LogprobsMode = Literal["raw_logprobs", "raw_logits", "processed_logprobs", "proc
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(MediaLimits):
     """Which model, and how its files are read."""
 
     model: str = opt("smollm2", "Hub id, directory, .gguf file, or the name of the demo model.", positional=True)
+    mmproj: str | None = opt(
+        None,
+        "The projector of a .gguf file: what its model sees with, another .gguf file or its name on the hub; default: "
+        "the mmproj*.gguf beside it, if there is one alone.",
+    )
     tokenizer: str | None = opt(None, "Directory, .gguf file or hub id of the tokenizer; default: the model's.")
     tokenizer_mode: TokenizerMode = opt(
         "auto",

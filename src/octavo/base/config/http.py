@@ -46,6 +46,7 @@ class HTTPConfig:
     enable_tokenizer_info_endpoint: bool = opt(
         False, "Serve /tokenizer_info: the tokenizer's configuration, special tokens and chat template."
     )
+    slots: bool = opt(False, "Serve /slots: what runs, as llama.cpp's server tells it.")
     served_model_name: list[str] = opt(
         list, "Names by which clients may ask for the model; the first is the default and labels the metrics."
     )

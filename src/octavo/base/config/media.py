@@ -17,12 +17,22 @@ _IO_KEYS: Final = {"image": ("rgba_background_color",), "video": ("num_frames",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MediaConfig:
-    """Which pictures, sounds, videos and files requests may bring, and from where."""
+class MediaLimits:
+    """How many media requests may bring: the engine's process gets it with its configuration."""
 
     limit_mm_per_prompt: str | None = opt(
-        None, "Most images, sounds, videos and files of a request, as image=4,audio=1; default: 1 of each.", json=True
+        None,
+        "Most images, sounds, videos and files of a request, as image=4,audio=1; default: 1 of each. With image=0 "
+        "there are no videos and files either, and the part of the model that sees is not loaded; with audio=0 what "
+        "hears is not.",
+        json=True,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaConfig(MediaLimits):
+    """Which pictures, sounds, videos and files requests may bring, and from where."""
+
     allowed_media_domains: list[str] = opt(
         list,
         "Hosts from which media may be fetched; .example.org stands for all hosts below it. Default: all public ones.",
@@ -54,9 +64,9 @@ class MediaConfig:
     )
 
 
-def media_limits(config: MediaConfig) -> dict[str, int]:
+def media_limits(config: MediaLimits) -> dict[str, int]:
     """Kind of media -> how many of them a request may have. Raises `InvalidConfig`."""
-    limits = dict.fromkeys(MEDIA_KINDS, 1)
+    limits, named = dict.fromkeys(MEDIA_KINDS, 1), set[str]()
     if config.limit_mm_per_prompt is None:
         return limits
     for kind, count in json_object(config.limit_mm_per_prompt, "--limit-mm-per-prompt").items():
@@ -67,7 +77,17 @@ def media_limits(config: MediaConfig) -> dict[str, int]:
         if type(count) is not int or not 0 <= count <= 1024:
             raise InvalidConfig(f"--limit-mm-per-prompt: {kind} must be a number from 0 to 1024")
         limits[kind] = count
+        named.add(kind)
+    if not limits["image"]:  # as which frames and pages are shown
+        limits |= dict.fromkeys({"video", "file"} - named, 0)
     return limits
+
+
+def is_wanted(kind: str, config: MediaLimits) -> bool:
+    """Whether requests may bring anything that a part of the model for this kind of media reads. Raises
+    `InvalidConfig`."""
+    limits = media_limits(config)
+    return bool(limits["audio"]) if kind == "audio" else any(limits[each] for each in ("image", "video", "file"))
 
 
 def media_io(text: str | None, place: str = "--media-io-kwargs") -> dict[str, dict[str, Any]]:

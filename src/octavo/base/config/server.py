@@ -12,6 +12,7 @@ from octavo.base.config.http import HTTPConfig
 from octavo.base.config.limits import LimitsConfig
 from octavo.base.config.log import LogConfig
 from octavo.base.config.lora import AdaptersConfig
+from octavo.base.config.mcp import MCPConfig
 from octavo.base.config.media import MediaConfig, check_media
 from octavo.base.config.observe import TRACE_PROTOCOLS, ObserveConfig
 from octavo.base.config.options import json_object
@@ -22,7 +23,15 @@ from octavo.base.suggest import nearest
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig(
-    AdaptersConfig, ObserveConfig, LogConfig, TextConfig, MediaConfig, LimitsConfig, AccessConfig, HTTPConfig
+    AdaptersConfig,
+    ObserveConfig,
+    LogConfig,
+    TextConfig,
+    MCPConfig,
+    MediaConfig,
+    LimitsConfig,
+    AccessConfig,
+    HTTPConfig,
 ):
     """The server and its API: the settings of all concerns in one object, for whoever needs several."""
 

@@ -112,7 +112,7 @@ SERVER_ROWS: tuple[Row, ...] = (
     ),
     other(
         "--tool-server", None, "none", "Tools that the server itself calls (MCP).", EMPTY,
-        "tools that the server calls (MCP) are not built yet",
+        "MCP servers, for /v1/responses, are named by --mcp-servers",
     ),
     ours("--tool-strict-level", None, "auto"),
     ours("--default-chat-template-kwargs", None, "none"),

@@ -165,7 +165,7 @@ class KVCacheManager:
         ]
         self._extend(tables, [end - len(table) for table, (_, end) in zip(tables, spans, strict=True)])
         request.num_allocated_tokens = self._num_allocated(tables)
-        num_encoder_blocks = self.num_blocks_of(len(request.encoder_token_ids))
+        num_encoder_blocks = self.num_blocks_of(request.num_encoder_rows)
         request.encoder_block_tables = [self.pool.allocate(num_encoder_blocks) for _ in range(self._num_encoder_groups)]
         request.num_computed_tokens = num_computed
         request.num_cached_blocks = len(hit)
@@ -178,7 +178,7 @@ class KVCacheManager:
         """Whether `admit` would succeed."""
         num_computed = self.num_tokens_at_hand(request, hit)
         num_taken = self.pool.num_free_of(self._blocks_to_take(hit, num_computed))
-        num_taken += self._num_encoder_groups * self.num_blocks_of(len(request.encoder_token_ids))
+        num_taken += self._num_encoder_groups * self.num_blocks_of(request.num_encoder_rows)
         num_all = self.num_blocks_of(len(request.token_ids))
         for window, (first, end) in zip(self.windows, self._spans(request, num_computed), strict=True):
             num_taken += end - max(first, len(hit))

@@ -5,7 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from octavo.base.media import MediaItem
+from octavo.cache.pictures import most_places, picture_rows, pictures_of
 from octavo.wire.messages import AddRequest
+
+
+@dataclass(frozen=True, slots=True)
+class PictureTiles:
+    """Of a model whose layers see pictures beside the text; no tiles: of any other."""
+
+    tile_rows: int = 0
+    tiles: int = 0  # of a picture, at most
+    most: int = 0  # pictures of a request
+    block_size: int = 1
+
+    @property
+    def most_rows(self) -> int:
+        """Places that a request's pictures may take in the blocks of a group."""
+        return most_places(self.most, self.tiles * self.tile_rows, self.block_size) if self.tiles else 0
+
+    def num_rows(self, media: tuple[MediaItem, ...]) -> int:
+        """Places of a request."""
+        laid = picture_rows(pictures_of(media, self.tile_rows), self.tiles * self.tile_rows, self.block_size)
+        return len(laid.source)
+
+    def refusal(self, media: tuple[MediaItem, ...]) -> str | None:
+        if len(media) > self.most:
+            return f"The request has {len(media)} pictures, and the engine takes {self.most}."
+        for item in media:
+            if "patches" not in item.tensors or not 0 < item.tensors["patches"].shape[0] <= self.tiles:
+                return f"A picture has 1 to {self.tiles} tiles."
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +50,9 @@ class RequestLimits:
     media_kinds: tuple[str, ...] = ()
     media_width: int = 0
     max_loras: int = 0
+    extra_tokens: int = 0  # ids behind the vocabulary, for requests with an adapter
     max_span_tokens: int | None = None  # where a run of tokens of one item must fit one step
+    pictures: PictureTiles = PictureTiles()
 
     def max_tokens(self, message: AddRequest) -> int:
         """The number of tokens at which the request ends."""
@@ -37,8 +68,9 @@ class RequestLimits:
         prompt = message.prompt_token_ids
         if not prompt:
             return "The prompt is empty."
-        if min(prompt) < 0 or max(prompt) >= self.vocab_size:
-            return f"The prompt contains a token id outside 0..{self.vocab_size - 1}."
+        num_ids = self.vocab_size + (self.extra_tokens if message.adapter else 0)
+        if min(prompt) < 0 or max(prompt) >= num_ids:
+            return f"The prompt contains a token id outside 0..{num_ids - 1}."
         if message.adapter and not self.max_loras:
             return "The request has an adapter, and the engine was started without --enable-lora."
         if message.media and (refusal := self._media_refusal(message.media, len(prompt))) is not None:
@@ -85,6 +117,8 @@ class RequestLimits:
                 return f"Embeddings of {item.rows} tokens have the shape {list(shape)}, not {list(expected)}."
         if not _are_apart(media, num_tokens):
             return "The spans of the prompt's media are not within it, in order and apart from each other."
+        if self.pictures.tiles and (refusal := self.pictures.refusal(media)) is not None:
+            return refusal
         longest = max(length for item in media for _, length in item.spans)
         if self.max_span_tokens is not None and longest > self.max_span_tokens:
             return (

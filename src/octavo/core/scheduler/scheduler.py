@@ -41,7 +41,7 @@ from octavo.core.media import MediaLimit
 from octavo.core.request import Request, RequestStatus, sampling_seed_of
 from octavo.core.scheduler.answers import Answers, Member
 from octavo.core.scheduler.live_requests import LiveRequests
-from octavo.core.scheduler.request_limits import RequestLimits
+from octavo.core.scheduler.request_limits import PictureTiles, RequestLimits
 from octavo.core.scheduler.shared_prompts import Frontier, still_waits
 from octavo.wire.messages import AddRequest, EngineCoreOutput, EngineInfo, SchedulerStats
 from octavo.wire.step import CachedRequestData, MediaPlace, ModelRunnerOutput, NewRequestData, SchedulerOutput
@@ -84,11 +84,13 @@ class Scheduler:
         self.max_num_batched_tokens = info.max_num_batched_tokens
         self.max_num_prefill_tokens = info.max_num_prefill_tokens
         self.max_model_len = info.max_model_len
-        self.vocab_size = info.vocab_size
+        self.vocab_size = info.vocab_size + info.extra_tokens
         pooling = info.pooling
         stays_whole = info.prompts_stay_whole or (pooling is not None and pooling.is_whole)
         self.enable_chunked_prefill = config.scheduler.enable_chunked_prefill and not stays_whole
         self.enable_jump_forward = config.scheduler.enable_jump_forward
+        self._pictures = PictureTiles(info.media_tile_rows, info.media_tiles, info.max_media_items, info.block_size)
+        self._max_encoder_rows = info.max_encoder_len or self._pictures.most_rows
         # What a sequence is made of is more than its blocks of tokens.
         is_whole = (
             info.has_states or info.num_encoder_groups > 0 or info.prompts_stay_whole or not info.kv_group_windows
@@ -102,19 +104,19 @@ class Scheduler:
             windows=info.kv_group_windows,
             step_tokens=info.max_num_prefill_tokens,
             num_encoder_groups=info.num_encoder_groups,
-            max_encoder_len=info.max_encoder_len,
+            max_encoder_len=self._max_encoder_rows,
             media_stays_whole=info.media_stays_whole,
         )
         self._tokens = TokenLimit(self.enable_chunked_prefill)
         self._slots = SlotLimit(self.max_num_seqs)
-        self._encoders = EncoderLimit(max(info.max_num_prefill_tokens, info.max_encoder_len))
+        self._encoders = EncoderLimit(max(info.max_num_prefill_tokens, self._max_encoder_rows))
         self.limits: list[Limit] = [self._tokens, self._encoders, self._slots, BlockLimit(self.kv)]
         self._adapters: AdapterLimit | None = None
         if info.max_loras:
             self._adapters = AdapterLimit(info.max_loras)
             self.limits.insert(1, self._adapters)
         self._media: MediaLimit | None = None
-        if info.media_kinds:
+        if info.media_kinds and not info.media_tiles:
             self._media = MediaLimit(
                 self.kv,
                 info.media_step_rows,
@@ -125,7 +127,7 @@ class Scheduler:
             self.limits.insert(1, self._media)
         drafter = self._drafter = None if info.has_states or pooling else drafter
         self._request_limits = RequestLimits(
-            self.vocab_size,
+            info.vocab_size,
             self.max_model_len,
             self.kv.capacity_tokens,
             None if self.enable_chunked_prefill else self.max_num_batched_tokens,
@@ -134,7 +136,9 @@ class Scheduler:
             info.media_kinds,
             info.media_width,
             info.max_loras,
+            info.extra_tokens,
             self.max_num_prefill_tokens if info.media_stays_whole else None,
+            self._pictures,
         )
         self._config_seed = config.model.seed
 
@@ -178,6 +182,7 @@ class Scheduler:
             sampling_seed=seed,
             arrival_number=self._num_arrivals,
             matcher=matcher,
+            num_encoder_rows=self._pictures.num_rows(message.media) if self._pictures.tiles else None,
         )
         # Mirostat follows what was drawn: the rows behind a guess would have to know what came of those before.
         if self._drafter is not None and not request.params.mirostat and self._drafter.wants(request):
@@ -391,7 +396,10 @@ class Scheduler:
             encoder_frames=request.encoder_frames,
             encoder_block_ids=request.encoder_block_tables,
             pooling=request.pooling,
-            media=[MediaPlace(item.digest, item.spans, item.grid) for item in request.media],
+            encoder_media=request.media if self._pictures.tiles else (),
+            media=[]
+            if self._pictures.tiles
+            else [MediaPlace(item.digest, item.spans, item.grid, item.time_step) for item in request.media],
             sampler_state=request.sampler_state,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from PIL import Image
@@ -21,25 +22,33 @@ except (ImportError, OSError):
 _CONTAINERS: Final = (((4, b"ftyp"), "mov"), ((0, b"\x1aE\xdf\xa3"), "matroska"), ((8, b"AVI "), "avi"))
 #: More frames than this are not looked through.
 _MAX_DECODED: Final = 20_000
+#: Of animated pictures: what a frame says less of says nothing; and how long it is shown then.
+_LEAST_MILLISECONDS: Final = 10
+_USUAL_SECONDS: Final = 0.1
+#: Frames a second of a film that says nothing.
+_USUAL_RATE: Final = 24
 _KINDS: Final = "MP4, WebM, AVI and animated GIF, WebP and PNG are read"
 
 
 def decode_video(data: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
-    """{frames: [{width, height}], blobs: [RGB of each]}, in order. Raises `Refused`."""
+    """{frames: [{width, height}], blobs: [RGB of each], times: [seconds of each], duration: seconds of all}, in order.
+    Raises `Refused`."""
     if not data:
         raise Refused("it is empty")
     container = next((name for (at, magic), name in _CONTAINERS if data[at : at + len(magic)] == magic), None)
-    frames = _animated(data, options) if container is None else _film(data, container, options)
-    if not frames:
+    film = _animated(data, options) if container is None else _film(data, container, options)
+    if not film.frames:
         raise Refused("it has no frames")
-    sizes = [{"width": frame.width, "height": frame.height} for frame in frames]
-    return {"frames": sizes, "blobs": [frame.tobytes() for frame in frames]}
+    return {**_told(film.frames), "times": film.times, "duration": film.duration}
 
 
 def decode_frames(parts: Sequence[bytes], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of frames that are images each."""
+    """The same of frames that are images each, whose times nobody knows."""
     chosen = [parts[i] for i in places(len(parts), options["num_frames"])]
-    frames = [to_rgb(opened(part, options["max_pixels"]), options) for part in chosen]
+    return _told([to_rgb(opened(part, options["max_pixels"]), options) for part in chosen])
+
+
+def _told(frames: Sequence[Image.Image]) -> dict[str, Any]:
     sizes = [{"width": frame.width, "height": frame.height} for frame in frames]
     return {"frames": sizes, "blobs": [frame.tobytes() for frame in frames]}
 
@@ -53,7 +62,14 @@ def places(total: int, wanted: int) -> list[int]:
     return [round(i * (total - 1) / (wanted - 1)) for i in range(wanted)]
 
 
-def _animated(data: bytes, options: Mapping[str, Any]) -> list[Image.Image]:
+@dataclass(frozen=True)
+class _Frames:
+    frames: list[Image.Image]
+    times: list[float]  # in seconds
+    duration: float  # of all there are
+
+
+def _animated(data: bytes, options: Mapping[str, Any]) -> _Frames:
     try:
         image = opened(data, options["max_pixels"])
     except Refused as exc:
@@ -63,17 +79,28 @@ def _animated(data: bytes, options: Mapping[str, Any]) -> list[Image.Image]:
     total = int(getattr(image, "n_frames", 1))
     if total > _MAX_DECODED:
         raise Refused(f"it has more than {_MAX_DECODED} frames")
-    chosen = []
-    for i in places(total, options["num_frames"]):
+    wanted, chosen, times, seconds = set(places(total, options["num_frames"])), [], [], 0.0
+    for i in range(total):
         try:
             image.seek(i)
+            if i in wanted:
+                times.append(seconds)
+                chosen.append(to_rgb(image.copy(), options))
+            else:
+                image.load()
         except (EOFError, OSError, ValueError, SyntaxError):
             raise Refused("it is truncated or damaged") from None
-        chosen.append(to_rgb(image.copy(), options))
-    return chosen
+        seconds += _shown(image)
+    return _Frames(chosen, times, seconds)
 
 
-def _film(data: bytes, container: str, options: Mapping[str, Any]) -> list[Image.Image]:
+def _shown(image: Image.Image) -> float:
+    """For how many seconds. A viewer shows a frame that says nothing, or nearly nothing, for a tenth of one."""
+    told = image.info.get("duration")
+    return told / 1000 if isinstance(told, int | float) and told > _LEAST_MILLISECONDS else _USUAL_SECONDS
+
+
+def _film(data: bytes, container: str, options: Mapping[str, Any]) -> _Frames:
     if av is None:
         raise Refused("this server reads animated GIF, WebP and PNG only; octavo[media] reads MP4, WebM and AVI")
     try:
@@ -85,7 +112,7 @@ def _film(data: bytes, container: str, options: Mapping[str, Any]) -> list[Image
         raise Refused("it is truncated or damaged") from None
 
 
-def _sampled(file: Any, options: Mapping[str, Any]) -> list[Image.Image]:
+def _sampled(file: Any, options: Mapping[str, Any]) -> _Frames:
     if not file.streams.video:
         raise Refused("it has no pictures")
     stream = file.streams.video[0]
@@ -96,7 +123,8 @@ def _sampled(file: Any, options: Mapping[str, Any]) -> list[Image.Image]:
     if not 0 < total <= _MAX_DECODED:
         raise Refused(f"it has no known length, or more than {_MAX_DECODED} frames")
     wanted = set(places(total, options["num_frames"]))
-    chosen = []
+    rate = float(stream.average_rate or stream.guessed_rate or _USUAL_RATE)
+    chosen, times = [], []
     for i, frame in enumerate(file.decode(stream)):
         if i > max(wanted):
             break
@@ -104,7 +132,8 @@ def _sampled(file: Any, options: Mapping[str, Any]) -> list[Image.Image]:
             if frame.width * frame.height > options["max_pixels"]:
                 raise Refused(f"its frames have more than {options['max_pixels']} pixels (--max-image-pixels)")
             chosen.append(to_rgb(frame.to_image(), options))
-    return chosen
+            times.append(i / rate)
+    return _Frames(chosen, times, total / rate)
 
 
 def _estimated(file: Any, stream: Any) -> int:

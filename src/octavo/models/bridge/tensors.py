@@ -14,8 +14,8 @@ from torch import Tensor
 
 from octavo.base.errors import CheckpointError
 from octavo.models.bridge.declare import BridgedDefinition
-from octavo.models.checkpoint import Checkpoint
-from octavo.models.layout import ALWAYS_IGNORED, Weight, complaints, listed
+from octavo.models.checkpoint import Checkpoint, complaints, listed
+from octavo.models.layout import ALWAYS_IGNORED, Weight
 from octavo.models.params import TensorDecl
 from octavo.models.quantized_checkpoint import QuantizedCheckpoint
 from octavo.quant.packed import QuantizedWeight, as_floats

@@ -92,12 +92,14 @@ class Exchange:
         return limits
 
     # ------------------------------------------------------------ request
-    async def read_json(self) -> Any:
-        """The decoded body. Raises `InvalidRequest`, `UnsupportedMedia`, `RequestTooLarge`, `BodyTimeout` or
-        `ClientDisconnected`."""
+    async def read_json(self, *, any_type: bool = False) -> Any:
+        """The decoded body. `any_type`: whatever it is said to be, unless a page of another origin may have sent it.
+
+        Raises `InvalidRequest`, `UnsupportedMedia`, `RequestTooLarge`, `BodyTimeout` or `ClientDisconnected`.
+        """
         if self._unread:
             return self._unread.pop()
-        self._check_content_headers()
+        self._check_content_headers(any_type=any_type)
         return decode_json(await self.read_body(), self.limits.max_depth)
 
     async def read_form(self, max_bytes: int) -> Form:
@@ -113,10 +115,11 @@ class Exchange:
         """Put a decoded body back, for another handler to read it."""
         self._unread.append(body)
 
-    def _check_content_headers(self) -> None:
+    def _check_content_headers(self, *, any_type: bool) -> None:
         """Refuse what is not sent as plain JSON in UTF-8, before a byte of it is read."""
         content_type, _, parameters = (self.header(b"content-type") or "").partition(";")
-        if content_type.strip().lower() != "application/json":
+        is_of_page = self.header(b"origin") is not None or self.header(b"sec-fetch-site") is not None
+        if content_type.strip().lower() != "application/json" and (is_of_page or not any_type):
             # A page of another origin can post text/plain without a preflight request, but not application/json.
             got = f"'{clip(content_type.strip(), 100)}'" if content_type.strip() else "no Content-Type"
             raise InvalidRequest(f"Unsupported Media Type: Only 'application/json' is allowed; got {got}")

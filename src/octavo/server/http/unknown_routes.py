@@ -46,7 +46,7 @@ NOT_SERVED: Final[dict[str, tuple[str, str | None]]] = {
     "copy": ("making models", None),
     "delete": ("removing models", None),
     "blobs": ("uploads of models", None),
-    "slots": ("llama.cpp's native API", "/metrics"),
+    "slots": ("llama.cpp's slots here", "/metrics, or --slots for GET /slots"),
     "load_lora_adapter": ("adapters", None),
     "unload_lora_adapter": ("adapters", None),
     "sleep": _SLEEP,

@@ -131,3 +131,24 @@ class PropsReply(msgspec.Struct):
     modalities: dict[str, bool]
     build_info: str
     is_sleeping: bool
+
+
+class NextToken(msgspec.Struct):
+    has_next_token: bool
+    n_remain: int  # -1: as many as fit
+    n_decoded: int
+
+
+class Slot(msgspec.Struct):
+    """One of the sequences that can run at once; what runs in it, where something does. `id`: its place in the list,
+    which may change while it runs; `id_task` does not."""
+
+    id: int
+    n_ctx: int
+    speculative: bool = False  # no model drafts for another
+    is_processing: bool = False
+    id_task: int | UnsetType = UNSET
+    n_prompt_tokens: int | UnsetType = UNSET
+    n_prompt_tokens_cache: int | UnsetType = UNSET
+    params: dict[str, Any] | UnsetType = UNSET
+    next_token: list[NextToken] | UnsetType = UNSET

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import octavo
-from octavo.base.errors import InvalidRequest, RequestError
+from octavo.base.errors import InvalidRequest, RequestError, ServerError
 from octavo.base.params import SamplingParams
+from octavo.client.generation import OpenSequence
 from octavo.served.checks import renamed
 from octavo.served.models import Lease
 from octavo.served.turn import Continuation, Turn
@@ -22,7 +23,7 @@ from octavo.server.openai.serving import Serving
 def llamacpp_routes(serving: Serving) -> list[Route]:
     handlers = NativeHandlers(serving)
     end, piece = body.CompletionEnd, body.CompletionPiece | body.CompletionEnd
-    return [
+    table = [
         Route("POST", "/completion", handlers.complete, "Complete a text, as llama.cpp's server does",
               body.NativeCompletionRequest, end, piece),
         Route("POST", "/infill", handlers.infill, "Write what stands between two texts, as llama.cpp's server does",
@@ -30,6 +31,9 @@ def llamacpp_routes(serving: Serving) -> list[Route]:
         Route("GET", "/props", handlers.props, "The server's properties, as llama.cpp's server names them",
               reply=body.PropsReply),
     ]  # fmt: skip
+    if serving.state.config.slots:
+        table.append(Route("GET", "/slots", handlers.slots, "What runs, as llama.cpp's server tells it"))
+    return table
 
 
 class NativeHandlers:
@@ -52,8 +56,11 @@ class NativeHandlers:
 
     async def _began(self, exchange: Exchange, kind: type[Any]) -> tuple[Any, Lease]:
         self._serving.state.check_available()
-        _, request = await self._serving.read(exchange, kind, body.NATIVE_REFUSALS)
-        return request, self._serving.state.models.resolve(request.model)
+        # llama.cpp does not look at the Content-Type, and its callers send what their tools send by themselves.
+        _, request = await self._serving.read(exchange, kind, body.NATIVE_REFUSALS, any_type=True)
+        lease = self._serving.state.models.resolve(request.model)
+        await lease.model.adapter_ready()
+        return request, lease
 
     async def _answer(
         self,
@@ -106,3 +113,33 @@ class NativeHandlers:
                 is_sleeping=model.engine.sleep_mode.is_asleep,
             )
         )
+
+    async def slots(self, exchange: Exchange) -> None:
+        """As many slots as sequences run at once; further ones wait, and are not told of."""
+        model = self._serving.state.models.default
+        info = model.info
+        running = model.engine.sequences()[: info.max_num_seqs]
+        if not running[info.max_num_seqs - 1 :] or exchange.query().get("fail_on_no_slot", ["0"])[-1] in ("", "0"):
+            slots = [body.Slot(i, info.max_model_len) for i in range(info.max_num_seqs)]
+            for slot, sequence in zip(slots, running, strict=False):
+                _fill(slot, sequence)
+            await exchange.send_json(slots)
+            return
+        raise NoSlot("no slot available")
+
+
+class NoSlot(ServerError):
+    """All that run at once do run."""
+
+    status = 503
+
+
+def _fill(slot: body.Slot, sequence: OpenSequence) -> None:
+    params, num_prompt = sequence.request.params, sequence.request.num_prompt_tokens
+    num_left = -1 if params.max_tokens is None else params.max_tokens - sequence.num_tokens
+    slot.is_processing = True
+    slot.id_task = sequence.number
+    slot.n_prompt_tokens = num_prompt
+    slot.n_prompt_tokens_cache = sequence.num_cached_tokens
+    slot.params = settings_of(params)
+    slot.next_token = [body.NextToken(has_next_token=True, n_remain=num_left, n_decoded=sequence.num_tokens)]

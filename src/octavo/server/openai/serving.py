@@ -34,9 +34,11 @@ class Serving:
     def __init__(self, state: ServerState) -> None:
         self.state = state
 
-    async def read(self, exchange: Exchange, model: type[M], refusals: Refusals) -> tuple[dict[str, Any], M]:
+    async def read(
+        self, exchange: Exchange, model: type[M], refusals: Refusals, *, any_type: bool = False
+    ) -> tuple[dict[str, Any], M]:
         """The body as decoded and as validated. Names of ignored fields go into the reply's headers."""
-        body = await exchange.read_json()
+        body = await exchange.read_json(any_type=any_type)
         request = validate_body(model, body)
         refuse_unsupported(body, refusals)
         if ignored := ignored_fields(body, model, refusals):

@@ -9,23 +9,32 @@ from typing import Any
 from octavo.base.errors import InvalidRequest
 from octavo.served.model import Prepared, ServedModel
 from octavo.served.models import Lease
-from octavo.served.turn import Conversation, ToolChoice
+from octavo.served.turn import ToolChoice
 from octavo.server.http.exchange import Exchange
 from octavo.server.openai.protocol.tokenize import InputTokens
 from octavo.server.openai.serving import Serving
-from octavo.server.responses.decoding import conversation_of, note_unheard, own_place, prepared, turn_of
+from octavo.server.responses.decoding import (
+    conversation_of,
+    note_unheard,
+    offered_of,
+    own_place,
+    prepared,
+    turn_of,
+)
 from octavo.server.responses.events import send_events
 from octavo.server.responses.history import history_of, kept_items
 from octavo.server.responses.messages import messages_of
 from octavo.server.responses.output import ResponseBuilder
-from octavo.server.responses.protocol.items import Item, as_items, new_id
+from octavo.server.responses.protocol.items import as_items, new_id
 from octavo.server.responses.protocol.reply import ConversationRef, ReasoningSettings, Response
 from octavo.server.responses.protocol.request import (
     REFUSALS,
-    ConversationFields,
     InputTokensRequest,
+    MixedChoice,
     ResponsesRequest,
+    ServerChoice,
 )
+from octavo.server.responses.rounds import Rounds, approved_calls, check_server_of, has_servers
 from octavo.server.responses.runs import Making
 
 
@@ -57,18 +66,29 @@ class CreateHandler:
                     return
                 async for _ in events:
                     pass
-            if making.failure is not None:  # with its status, after which clients know whether to ask again
+            # With its status, after which clients know whether to ask again; but then calls would be made again.
+            if making.failure is not None and not making.has_called:
                 raise making.failure
             await exchange.send_json(making.builder.response)
 
     async def _making(self, exchange: Exchange, request: ResponsesRequest, lease: Lease) -> Making:
         serving, state, owner = self._serving, self._serving.state, exchange.owner
         items = await kept_items(as_items(request.input), owner, state.store, "input")
-        conversation = await seen(serving, request, items, owner)
-        response_id = new_id("resp")
-        with own_place():
-            turn = turn_of(request, conversation, lease.model, response_id, serving.trace_headers(exchange))
-            ready = await prepared(lease.model, turn, truncates=request.truncation == "auto")
+        before = await history_of(request, owner, state.store)
+        response_id, trace_headers = new_id("resp"), serving.trace_headers(exchange)
+        rounds: Rounds | None = None
+        if has_servers(request):
+            rounds = Rounds(request, serving, lease.model, before, items)
+            ready = await rounds.checked(response_id, trace_headers)
+        else:
+            for approved in approved_calls(before, items):
+                check_server_of(approved, set())
+            messages = messages_of(request.instructions, [*before, *items], len(before))
+            offered = offered_of(request)
+            conversation = conversation_of(request, messages, serving, offered)
+            with own_place(offered):
+                turn = turn_of(request, conversation, offered, lease.model, response_id, trace_headers)
+                ready = await prepared(lease.model, turn, truncates=request.truncation == "auto")
         response = _response(request, response_id, lease.name, ready)
         has_events = bool(request.stream or request.background)
         return Making(
@@ -79,16 +99,8 @@ class CreateHandler:
             owner=owner,
             input_items=items,
             interval=state.config.stream_interval if has_events else 1,
+            rounds=rounds,
         )
-
-
-async def seen(serving: Serving, request: ConversationFields, items: list[Item], owner: str) -> Conversation:
-    """The conversation that the model sees. Raises `InvalidRequest` or `NotKept`."""
-    before = await history_of(request, owner, serving.state.store)
-    messages = messages_of(request.instructions, [*before, *items], len(before))
-    if not messages:
-        raise InvalidRequest("There is nothing to respond to: `input` is missing or empty.", "input")
-    return conversation_of(request, messages, serving)
 
 
 class InputTokensHandler:
@@ -101,10 +113,17 @@ class InputTokensHandler:
         serving, state = self._serving, self._serving.state
         _, request = await serving.read(exchange, InputTokensRequest, REFUSALS)
         model: ServedModel = state.models.resolve(request.model).model
+        await model.adapter_ready()
         note_unheard(serving, model, exchange, request)
         items = await kept_items(as_items(request.input), exchange.owner, state.store, "input")
-        conversation = await seen(serving, request, items, exchange.owner)
-        with own_place():
+        before = await history_of(request, exchange.owner, state.store)
+        rounds = Rounds(request, serving, model, before, items)
+        try:
+            await rounds.list_all()
+            conversation, offered, _ = rounds.conversation()
+        finally:
+            rounds.close()
+        with own_place(offered):
             [prompt] = await model.prompts.made([conversation], "input")
         await exchange.send_json(InputTokens(len(prompt.ids)))
 
@@ -134,7 +153,7 @@ def _response(request: ResponsesRequest, response_id: str, model: str, ready: Pr
         temperature=params.temperature,
         text={"format": shown, "verbosity": text.verbosity if text is not None else None},
         tool_choice=_shown_choice(request.tool_choice),
-        tools=[tool.model_dump(mode="json") for tool in request.tools or ()],
+        tools=[tool.shown() for tool in request.tools or ()],
         top_logprobs=request.top_logprobs or 0,
         top_p=params.top_p,
         truncation=request.truncation or "disabled",
@@ -143,12 +162,23 @@ def _response(request: ResponsesRequest, response_id: str, model: str, ready: Pr
     )
 
 
-def _shown_choice(choice: ToolChoice | None) -> str | dict[str, Any]:
+def _shown_choice(choice: ToolChoice | MixedChoice | None) -> str | dict[str, Any]:
     if choice is None:
         return "auto"
+    if isinstance(choice, MixedChoice):
+        entries = [_shown_entry(entry) for entry in choice.entries]
+        is_one = choice.mode == "required" and len(entries) == 1
+        return entries[0] if is_one else {"type": "allowed_tools", "mode": choice.mode, "tools": entries}
     if choice.names is None:
         return choice.mode
     if choice.mode == "named":
         return {"type": "function", "name": choice.names[0]}
     tools = [{"type": "function", "name": name} for name in choice.names]
     return {"type": "allowed_tools", "mode": choice.mode, "tools": tools}
+
+
+def _shown_entry(entry: str | ServerChoice) -> dict[str, Any]:
+    if isinstance(entry, str):
+        return {"type": "function", "name": entry}
+    named = {} if entry.name is None else {"name": entry.name}
+    return {"type": "mcp", "server_label": entry.label, **named}

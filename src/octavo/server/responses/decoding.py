@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from octavo.base.errors import ContextLengthExceeded, InvalidRequest, RequestError
 from octavo.base.params import GrammarSpec
 from octavo.served.messages import Message
 from octavo.served.model import Prepared, ServedModel
-from octavo.served.turn import Conversation, Function, MediaOptions, ReplyWishes, Turn
+from octavo.served.turn import Conversation, Function, MediaOptions, ReplyWishes, ToolChoice, Turn
 from octavo.server.http.exchange import Exchange
 from octavo.server.openai.conversation import shown_tools, unread_variables
 from octavo.server.openai.protocol import conversation as chat
@@ -20,6 +20,7 @@ from octavo.server.responses.protocol.request import (
     LOGPROBS,
     SAMPLING_FIELDS,
     ConversationFields,
+    FunctionTool,
     ResponsesRequest,
     TextFormat,
 )
@@ -29,14 +30,39 @@ from octavo.text.grammars.grammar import ANY_OBJECT, GrammarLimits, spec_of_sche
 _NAMES = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs", "tools.*.function": "tools.*"}
 
 
+@dataclass(frozen=True)
+class Offered:
+    """The functions that a model is told of, and may call.
+
+    `places`: which of the request's tools each is of. `may_call`: the model may decide, whatever the server's flag
+    says.
+    """
+
+    functions: Sequence[FunctionTool]
+    choice: ToolChoice | None
+    places: Sequence[int]
+    may_call: bool = False
+
+
+def offered_of(request: ConversationFields) -> Offered:
+    """The functions of a request that has no others."""
+    choice = request.tool_choice
+    assert choice is None or isinstance(choice, ToolChoice)
+    functions = [tool for tool in request.tools or () if isinstance(tool, FunctionTool)]
+    return Offered(functions, choice, range(len(functions)))
+
+
 @contextmanager
-def own_place() -> Iterator[None]:
-    """Errors about a message leave the block as errors of `input`: the items have other numbers."""
+def own_place(offered: Offered) -> Iterator[None]:
+    """Errors about a message leave the block as errors of `input`: the items have other numbers. So have tools."""
     try:
         yield
     except RequestError as exc:
-        if exc.param is not None and exc.param.split(".")[0] == "messages":
+        first, *rest = (exc.param or "").split(".")
+        if first == "messages":
             exc.param = "input"
+        elif first == "tools" and rest and rest[0].isdecimal() and int(rest[0]) < len(offered.places):
+            exc.param = ".".join([first, str(offered.places[int(rest[0])]), *rest[1:]])
         raise
 
 
@@ -56,20 +82,23 @@ def constraint_of(text_format: TextFormat | None, limits: GrammarLimits) -> Gram
     return spec_of_schema(schema, param, limits)
 
 
-def wishes_of(request: ResponsesRequest) -> ReplyWishes:
+def wishes_of(request: ResponsesRequest, offered: Offered) -> ReplyWishes:
     return ReplyWishes(
-        functions=[Function(tool.name, tool.parameters, bool(tool.strict)) for tool in request.tools or ()],
-        choice=request.tool_choice,
+        functions=[Function(tool.name, tool.parameters, bool(tool.strict)) for tool in offered.functions],
+        choice=offered.choice,
+        may_call=offered.may_call,
         parallel_calls=request.parallel_tool_calls is not False,
         thinking_budget=request.thinking_token_budget,
     )
 
 
-def conversation_of(request: ConversationFields, messages: Sequence[Message], serving: Serving) -> Conversation:
-    choice = request.tool_choice
+def conversation_of(
+    request: ConversationFields, messages: Sequence[Message], serving: Serving, offered: Offered
+) -> Conversation:
+    choice = offered.choice
     return Conversation(
         messages=messages,
-        tools=shown_tools(serving.state.config, request.tools, None if choice is None else choice.mode),
+        tools=shown_tools(serving.state.config, offered.functions, None if choice is None else choice.mode),
         chat_template_kwargs=_template_kwargs(request),
         media_options=MediaOptions(request.mm_processor_kwargs, request.media_io_kwargs),
     )
@@ -108,6 +137,7 @@ def note_unheard(serving: Serving, model: ServedModel, exchange: Exchange, reque
 def turn_of(
     request: ResponsesRequest,
     conversation: Conversation,
+    offered: Offered,
     model: ServedModel,
     request_id: str,
     trace_headers: tuple[tuple[str, str], ...],
@@ -120,6 +150,12 @@ def turn_of(
     sampling = {name: value for name in SAMPLING_FIELDS if (value := getattr(request, name)) is not None}
     sampling |= request.sampler_values()
     sampling |= {"stop": tuple(request.stop), "logprobs": (top or 0) if has_logprobs else None}
+    if request.logprob_token_ids:
+        if not has_logprobs:
+            raise InvalidRequest(f"`logprob_token_ids` needs {LOGPROBS} in `include`.", "logprob_token_ids")
+        sampling["logprob_token_ids"] = tuple(request.logprob_token_ids)
+    if request.repetition_detection is not None:
+        sampling["repetition_detection"] = request.repetition_detection.detection()
     if request.max_output_tokens is not None:
         sampling["max_tokens"] = request.max_output_tokens
     return Turn(
@@ -128,7 +164,7 @@ def turn_of(
         sampling=sampling,
         prompt_param="input",
         constraint=constraint_of(request.text.format if request.text is not None else None, model.grammar_limits),
-        wishes=wishes_of(request),
+        wishes=wishes_of(request, offered),
         priority=request.priority or 0,
         cache_salt=request.cache_salt or "",
         is_whole=not request.stream and not request.background,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,14 @@ from octavo.served.messages import Message, assistant_message, tool_message
 from octavo.server.responses.protocol.items import MEDIA_PARTS, Item, not_taken, text_of
 
 
-def messages_of(instructions: str | None, items: Sequence[Item], num_before: int) -> list[Message]:
-    """`num_before`: how many of the items are not of the request itself. Raises `InvalidRequest`."""
+def messages_of(
+    instructions: str | None,
+    items: Sequence[Item],
+    num_before: int,
+    function_names: Mapping[tuple[str, str], str] | None = None,
+) -> list[Message]:
+    """`num_before`: how many of the items are not of the request itself. `function_names`: of tools of MCP servers, by
+    label and name, how the model knows them. Raises `InvalidRequest`."""
     messages: list[Message] = []
     if instructions is not None:
         messages.append({"role": "system", "content": instructions})
@@ -26,17 +32,21 @@ def messages_of(instructions: str | None, items: Sequence[Item], num_before: int
     names: dict[str, str] = {}  # of the calls so far, by their ids
     for i, item in enumerate(items):
         kind = item["type"]
-        is_own = kind in ("reasoning", "function_call") or item.get("role") == "assistant"
+        if kind == "mcp_list_tools":  # what the model is told of it are the functions
+            continue
+        call = _call_of(item, function_names or {}, names)
+        is_own = call is not None or kind == "reasoning" or item.get("role") == "assistant"
         if not is_own or said.is_over(item):
             messages += said.messages()
             said = _Said()
-        if is_own:
+        if call is not None:
+            said.add_call(call)
+            names[call.call_id] = call.name
+        elif is_own:
             said.add(item)
-            if kind == "function_call":
-                names[item["call_id"]] = item["name"]
         elif kind == "message":
             messages.append({"role": item["role"], "content": _content(item["content"], place(i), "content")})
-        else:
+        elif kind == "function_call_output":
             call_id = item["call_id"]
             if call_id not in names:
                 raise InvalidRequest(
@@ -44,7 +54,59 @@ def messages_of(instructions: str | None, items: Sequence[Item], num_before: int
                     f"{place(i)}.call_id" if i >= num_before else place(i),
                 )
             messages.append(tool_message(call_id, _content(item["output"], place(i), "output"), names[call_id]))
-    return messages + said.messages()
+        elif kind == "mcp_approval_response":
+            messages += _refusal(item, names, f"{place(i)}.approval_request_id" if i >= num_before else place(i))
+        if kind == "mcp_call":
+            # Each call is followed by what it gave: which of them the model wrote together, the items do not say.
+            messages += said.messages()
+            said = _Said()
+            messages.append(tool_message(_call_id(item), _given(item), names[_call_id(item)]))
+    messages += said.messages()
+    if not messages:
+        raise InvalidRequest("There is nothing to respond to: `input` is missing or empty.", "input")
+    return messages
+
+
+def _refusal(item: Item, names: Mapping[str, str], param: str) -> list[Message]:
+    """What a model is told of the answer to an approval request: nothing where the call is made."""
+    request_id = item["approval_request_id"]
+    if request_id not in names:
+        raise InvalidRequest(f"There is no approval request with the id {request_id[:64]!r} before its answer.", param)
+    if item["approve"]:
+        return []
+    reason = item.get("reason")
+    return [tool_message(request_id, f"The call was not approved{f': {reason}' if reason else '.'}", names[request_id])]
+
+
+def _call_of(item: Item, function_names: Mapping[tuple[str, str], str], known: Mapping[str, str]) -> Call | None:
+    """The call that an item is, unless it is among the `known` ones: one that was approved is that of the request."""
+    kind = item["type"]
+    if kind == "function_call":
+        return Call(item["call_id"], item["name"], item["arguments"])
+    if kind not in ("mcp_approval_request", "mcp_call") or _call_id(item) in known:
+        return None
+    name = function_names.get((item["server_label"], item["name"]), item["name"])
+    return Call(_call_id(item), name, item["arguments"])
+
+
+def _call_id(item: Item) -> str:
+    """Of a call of an MCP server's tool, or of the request to approve it."""
+    call_id: str = item.get("approval_request_id") or item["id"]
+    return call_id
+
+
+def _given(item: Item) -> str:
+    """What a model is told of a call of an MCP server's tool."""
+    error = item.get("error")
+    if error is None:
+        return "The call was not made." if item.get("output") is None else str(item["output"])
+    parts = error.get("content")
+    texts = (
+        [str(part["text"]) for part in parts if isinstance(part, dict) and "text" in part]
+        if isinstance(parts, list)
+        else []
+    )
+    return f"Error: {error.get('message') or ' '.join(texts) or 'the call failed'}"
 
 
 def _content(content: str | list[dict[str, Any]], place: str, field: str) -> str | list[Any]:
@@ -85,10 +147,11 @@ class _Said:
         if item["type"] == "reasoning":
             # The summary is another's, of a text that was not given.
             self._reasoning.append(text_of(item["content"]) or "\n".join(text_of([part]) for part in item["summary"]))
-        elif item["type"] == "function_call":
-            self._calls.append(Call(item["call_id"], item["name"], item["arguments"]))
         else:
             self._content.append(text_of(item["content"]))
+
+    def add_call(self, call: Call) -> None:
+        self._calls.append(call)
 
     def messages(self) -> list[Message]:
         """One, or none where nothing was said."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 from octavo.base.errors import Overloaded, RequestError, ServerError
 from octavo.served.events import CallArguments, CallBegan, Content, News, Reasoning, Said, SampleNews, Usage
@@ -18,6 +19,11 @@ from octavo.server.responses.protocol.reply import (
     Event,
     IncompleteDetails,
     InputTokensDetails,
+    MCPApprovalItem,
+    MCPCallError,
+    MCPCallItem,
+    MCPListItem,
+    MCPTool,
     MessageItem,
     OutputItem,
     OutputText,
@@ -30,6 +36,19 @@ from octavo.server.responses.protocol.reply import (
 )
 from octavo.wire.messages import TokenLogprobs
 
+#: Reasons why the engine ends what was cut off -> what the response says of it.
+_CUT_OFF: Final = {"length": "max_output_tokens", "repetition": "repetition"}
+_FINISHED: Final = ("stop", "tool_calls", *_CUT_OFF)
+
+
+@dataclass(frozen=True)
+class ServerFunction:
+    """A function that is a tool of an MCP server."""
+
+    label: str
+    name: str
+    needs_approval: bool
+
 
 class ResponseBuilder:
     """Owns `response`, and changes it with each news. `has_events`: they are to be taken by `take`.
@@ -40,7 +59,10 @@ class ResponseBuilder:
     def __init__(self, response: Response, names: TokenNames, top_logprobs: int | None, *, has_events: bool) -> None:
         """`top_logprobs`: None where no log probabilities are told."""
         self.response = response
-        self.usage = Usage()
+        self.usage = Usage()  # of the round that is being made
+        self.server_functions: Mapping[str, ServerFunction] = {}  # by the name that the model knows
+        self.calls: list[MCPCallItem] = []  # of MCP servers' tools that the model wants made
+        self._past: list[Usage] = []  # of the rounds before
         self._names = names
         self._top = top_logprobs
         self._has_events = has_events
@@ -50,6 +72,8 @@ class ResponseBuilder:
         self._logprobs: list[ContentLogprob] = []
         self._scored = _ScoredTokens(names)
         self._finish_reason: str | None = None
+        self._open_item: OutputItem | None = None
+        self._needs_text = True  # nothing was said yet that could stand for a reply
 
     def take(self) -> list[bytes]:
         """The events since the last call, ready to be sent."""
@@ -71,14 +95,44 @@ class ResponseBuilder:
         for sample in news.samples:
             self._sample(sample, news.num_reasoning_tokens or 0)
 
-    def end(self) -> None:
-        """All was said. Raises `ServerError` when it was not: the engine ended for a reason of its own."""
-        if self._finish_reason not in ("stop", "tool_calls", "length"):
+    def begin_round(self, functions: Mapping[str, ServerFunction]) -> None:
+        """The model goes on behind what its calls gave. `functions`: those whose calls are made here."""
+        self.server_functions = functions
+        self._past.append(self.usage)
+        self.usage = Usage()
+        self._scored = _ScoredTokens(self._names)
+        self._finish_reason = None
+        self._needs_text = True
+
+    def end_round(self) -> bool:
+        """What was said since the round began is whole; false: it was cut off.
+
+        Raises `ServerError` when the engine ended for a reason of its own.
+        """
+        if self._finish_reason not in _FINISHED:
             raise ServerError("The generation was ended.")
-        is_whole = self._finish_reason != "length"
+        is_whole = self._finish_reason not in _CUT_OFF
         self._close(is_whole=is_whole)
-        output = self.response.output
-        if not output or (is_whole and all(isinstance(item, ReasoningItem) for item in output)):
+        return is_whole
+
+    @property
+    def num_output_tokens(self) -> int:
+        return sum(usage.num_output_tokens for usage in (*self._past, self.usage))
+
+    @property
+    def expects_caller(self) -> bool:
+        """There are calls that are the caller's to make, or to approve."""
+        return any(isinstance(item, CallItem | MCPApprovalItem) for item in self.response.output)
+
+    def cut_off(self) -> None:
+        """No token is left for another round."""
+        self._finish_reason = "length"
+
+    def end(self) -> None:
+        """All was said. Raises as `end_round`."""
+        is_whole = self.end_round()
+        self._drop_calls()
+        if (is_whole and self._needs_text) or not self.response.output:
             # A model that says nothing says an empty text.
             self._open(MessageItem(new_id("msg"), "in_progress", []))
             self._close(is_whole=is_whole)
@@ -88,7 +142,7 @@ class ResponseBuilder:
             self.response.completed_at = int(time.time())
         else:
             self.response.status = "incomplete"
-            self.response.incomplete_details = IncompleteDetails("max_output_tokens")
+            self.response.incomplete_details = IncompleteDetails(_CUT_OFF[self._finish_reason or ""])
         self._tell(self.response.status)
 
     def fail(self, exc: BaseException) -> None:
@@ -97,6 +151,7 @@ class ResponseBuilder:
         if isinstance(exc, RequestError):
             code = "rate_limit_exceeded" if isinstance(exc, Overloaded) else "invalid_prompt"
         self._close(is_whole=False)
+        self._drop_calls()
         self.response.status = "failed"
         self.response.error = ResponseError(code, message)
         self.response.usage = self._usage()
@@ -104,20 +159,61 @@ class ResponseBuilder:
 
     def cancel(self) -> None:
         self._close(is_whole=False)
+        self._drop_calls()
         self.response.status = "cancelled"
         self.response.usage = self._usage()
         self._tell("incomplete")  # the API has no event of its own; the status says what it was
 
     def _usage(self) -> ResponseUsage:
-        counts = self.usage
-        num_input, num_output = counts.num_prompt_tokens, counts.num_output_tokens
+        rounds = (*self._past, self.usage)
+        num_input, num_output = sum(usage.num_prompt_tokens for usage in rounds), self.num_output_tokens
+        num_cached = sum(usage.num_cached_tokens for usage in rounds)
         return ResponseUsage(
             num_input,
-            InputTokensDetails(counts.num_cached_tokens, num_input - counts.num_cached_tokens),
+            InputTokensDetails(num_cached, num_input - num_cached),
             num_output,
-            OutputTokensDetails(counts.num_reasoning_tokens or 0),
+            OutputTokensDetails(sum(usage.num_reasoning_tokens or 0 for usage in rounds)),
             num_input + num_output,
         )
+
+    # ------------------------------------------------------------ MCP servers
+    def begin_list(self, label: str) -> MCPListItem:
+        """A server is asked for its tools; `end_list` follows."""
+        item = MCPListItem(new_id("mcpl"), label, [])
+        self._open(item)
+        self._tell_item("mcp_list_tools.in_progress", item_id=item.id)
+        return item
+
+    def end_list(self, tools: Sequence[Mapping[str, Any]], error: str | None = None) -> None:
+        item = self._open_item
+        assert isinstance(item, MCPListItem)
+        item.tools, item.error = [MCPTool(**tool) for tool in tools], error
+        self._tell_item(f"mcp_list_tools.{'completed' if error is None else 'failed'}", item_id=item.id)
+        self._close(is_whole=True)
+
+    def add_call(self, label: str, name: str, arguments: str, approval_request_id: str) -> MCPCallItem:
+        """A call that was approved; `end_call` follows."""
+        item = MCPCallItem(new_id("mcp"), "in_progress", label, name, "", approval_request_id)
+        self._open(item)
+        self._pieces.append(arguments)
+        self._tell_item("mcp_call_arguments.delta", item_id=item.id, delta=arguments)
+        self._close(is_whole=True)
+        return item
+
+    def end_call(self, item: MCPCallItem, output: str | None, error: MCPCallError | None) -> None:
+        self.calls.remove(item)
+        item.output, item.error = output, error
+        item.status = "completed" if error is None else "failed"
+        index = self.response.output.index(item)
+        self._event(f"mcp_call.{item.status}", output_index=index, item_id=item.id)
+        self._event("output_item.done", output_index=index, item=item)
+
+    def _drop_calls(self) -> None:
+        """The calls that nobody made."""
+        for item in self.calls:
+            item.status = "incomplete"
+            self._event("output_item.done", output_index=self.response.output.index(item), item=item)
+        self.calls = []
 
     # ------------------------------------------------------------ items
     def _sample(self, sample: SampleNews, num_reasoning: int) -> None:
@@ -130,42 +226,55 @@ class ResponseBuilder:
 
     def _say(self, said: Said) -> None:
         if isinstance(said, Content):
-            if not isinstance(self._item, MessageItem):
+            self._needs_text = False
+            if not isinstance(self._open_item, MessageItem):
                 self._open(MessageItem(new_id("msg"), "in_progress", []))
             scores = None if self._top is None else self._scores(said.text)
             self._logprobs += scores or []
             self._delta("output_text.delta", said.text, content_index=0, logprobs=scores or [])
         elif isinstance(said, Reasoning):
-            if not isinstance(self._item, ReasoningItem):
+            if not isinstance(self._open_item, ReasoningItem):
                 self._open(ReasoningItem(new_id("rs"), "in_progress", []))
             self._delta("reasoning_text.delta", said.text, content_index=0)
         elif isinstance(said, CallBegan):
             self._scored.skip()
-            self._open(CallItem(new_id("fc"), "in_progress", said.call_id, said.name, ""))
+            self._begin_call(said)
         else:
-            assert isinstance(said, CallArguments) and isinstance(self._item, CallItem)
+            assert isinstance(said, CallArguments)
             self._scored.skip()
-            self._delta("function_call_arguments.delta", said.text)
+            if isinstance(self._open_item, MCPApprovalItem):  # told of when it is whole
+                self._pieces.append(said.text)
+            else:
+                is_server = isinstance(self._open_item, MCPCallItem)
+                self._delta(f"{'mcp' if is_server else 'function'}_call_arguments.delta", said.text)
+
+    def _begin_call(self, call: CallBegan) -> None:
+        function = self.server_functions.get(call.name)
+        if function is None:
+            self._needs_text = False
+            self._open(CallItem(new_id("fc"), "in_progress", call.call_id, call.name, ""))
+        elif function.needs_approval:
+            self._close(is_whole=True)
+            self._open_item = MCPApprovalItem(new_id("mcpr"), function.label, function.name, "")
+        else:
+            self._open(MCPCallItem(new_id("mcp"), "in_progress", function.label, function.name))
 
     def _scores(self, text: str) -> list[ContentLogprob]:
         ids, entries = self._scored.take(text)
         made = chat_logprobs(self._names, ids, entries, self._top or 0)
         return made.content if made is not None else []
 
-    @property
-    def _item(self) -> OutputItem | None:
-        """The item that is open."""
-        output = self.response.output
-        return output[-1] if output and output[-1].status == "in_progress" else None
-
     def _open(self, item: OutputItem) -> None:
         self._close(is_whole=True)
+        self._open_item = item
         self.response.output.append(item)
         self._tell_item("output_item.added", item=item)
         if isinstance(item, MessageItem):
             self._tell_item("content_part.added", item_id=item.id, content_index=0, part=self._text_part(""))
         elif isinstance(item, ReasoningItem):
             self._tell_item("content_part.added", item_id=item.id, content_index=0, part=ReasoningText(""))
+        elif isinstance(item, MCPCallItem):
+            self._tell_item("mcp_call.in_progress", item_id=item.id)
 
     def _text_part(self, text: str) -> OutputText:
         part = OutputText(text)
@@ -174,10 +283,34 @@ class ResponseBuilder:
         return part
 
     def _close(self, *, is_whole: bool) -> None:
-        item = self._item
+        item = self._open_item
         if item is None:
             return
         text = "".join(self._pieces)
+        self._open_item, self._pieces = None, []
+        if isinstance(item, MCPListItem):
+            if not is_whole:
+                item.error = "The list was not read."
+            self._tell_item("output_item.done", item=item)
+        elif isinstance(item, MCPApprovalItem):
+            if is_whole:  # nobody approves half a call
+                item.arguments = text
+                self._needs_text = False
+                self.response.output.append(item)
+                self._tell_item("output_item.added", item=item)
+                self._tell_item("output_item.done", item=item)
+        elif isinstance(item, MCPCallItem):
+            item.arguments = text
+            self._tell_item("mcp_call_arguments.done", item_id=item.id, arguments=text)
+            item.status = "calling" if is_whole else "incomplete"
+            if is_whole:
+                self.calls.append(item)
+            else:
+                self._tell_item("output_item.done", item=item)
+        else:
+            self._close_said(item, text, is_whole=is_whole)
+
+    def _close_said(self, item: MessageItem | ReasoningItem | CallItem, text: str, *, is_whole: bool) -> None:
         if isinstance(item, CallItem):
             item.arguments = text
             self._tell_item("function_call_arguments.done", item_id=item.id, name=item.name, arguments=text)
@@ -195,12 +328,12 @@ class ResponseBuilder:
             self._tell_item("content_part.done", item_id=item.id, content_index=0, part=part)
         item.status = "completed" if is_whole else "incomplete"
         self._tell_item("output_item.done", item=item)
-        self._pieces, self._logprobs = [], []
+        self._logprobs = []
 
     # ------------------------------------------------------------ events
     def _delta(self, name: str, text: str, **fields: Any) -> None:
         self._pieces.append(text)
-        item = self._item
+        item = self._open_item
         assert item is not None
         self._tell_item(name, item_id=item.id, delta=text, **fields)
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,6 +18,9 @@ from octavo.served.model import Prepared, ServedModel
 from octavo.server.responses.output import ResponseBuilder
 from octavo.server.responses.protocol.items import Item
 from octavo.server.responses.store import ANSWERED, UNFINISHED, KeptResponse, ResponseStore, StoreFailed
+
+if TYPE_CHECKING:
+    from octavo.server.responses.rounds import Rounds
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +36,21 @@ class Making:
     owner: str
     input_items: Sequence[Item]
     interval: int  # tokens in one piece
+    rounds: Rounds | None = None  # where the model may call tools of MCP servers
     log: list[bytes] | None = None  # all events, where they are kept
     is_server_leaving: bool = False
     failure: Exception | None = None  # what the response failed of
+    _is_begun: bool = False
 
     def _take(self) -> list[bytes]:
         events = self.builder.take()
         if self.log is not None:
             self.log += events
         return events
+
+    @property
+    def has_called(self) -> bool:
+        return self.rounds is not None and self.rounds.has_called
 
     async def begin(self) -> None:
         """The response exists from here on. Raises `StoreFailed`."""
@@ -52,37 +62,57 @@ class Making:
             await self.store.insert(kept, self.input_items)
         self.builder.begin()
 
+    async def _start(self) -> None:
+        """It is being made. Raises `StoreFailed`."""
+        if not self._is_begun:
+            self._is_begun = True  # also for whoever cancels within
+            await self.begin()
+        self.builder.start()
+
     async def pieces(self) -> AsyncGenerator[list[bytes], None]:
         """The events as they come, those of the end last; empty lists where nobody wants events.
 
         Raises what refuses the generation, unless the response has begun before; afterwards it is a response that
         failed. Closed or cancelled before its end it is a cancelled one.
         """
-        builder = self.builder
-        is_begun = builder.response.status == "queued"
+        builder, rounds = self.builder, self.rounds
+        self._is_begun = builder.response.status == "queued"
+        prepared: Prepared | None = self.prepared
         try:
-            async with aclosing(self.model.generate(self.prepared, self.interval)) as stream:
-                async for news in stream:
-                    if builder.response.status == "queued":
-                        builder.start()
-                    elif not is_begun:
-                        is_begun = True  # also for whoever cancels within
-                        await self.begin()
-                        builder.start()
-                    builder.add(news)
-                    yield self._take()
+            if rounds is not None:
+                await self._start()
+                async with aclosing(rounds.opened(builder)) as steps:
+                    async for _ in steps:
+                        yield self._take()
+                prepared = rounds.next
+            while prepared is not None:
+                async with aclosing(self.model.generate(prepared, self.interval)) as stream:
+                    async for news in stream:
+                        if builder.response.status == "queued" or not self._is_begun:
+                            await self._start()
+                        builder.add(news)
+                        yield self._take()
+                prepared = None
+                if rounds is not None:
+                    async with aclosing(rounds.made(builder)) as steps:
+                        async for _ in steps:
+                            yield self._take()
+                    prepared = rounds.next
             builder.end()
         except (asyncio.CancelledError, GeneratorExit):
-            if is_begun:
+            if self._is_begun:
                 self.abandon()
             raise
         except Exception as exc:
-            if not is_begun or isinstance(exc, StoreFailed):
+            if not self._is_begun or isinstance(exc, StoreFailed):
                 raise
             if not isinstance(exc, OctavoError):
                 logger.exception("response %s failed", builder.response.id)
             self.failure = exc
             builder.fail(exc)
+        finally:
+            if rounds is not None:
+                rounds.close()
         last = self._take()
         with contextlib.suppress(StoreFailed):  # the log has it; whoever waits gets the response all the same
             for done in self._keep():

@@ -7,7 +7,7 @@ channel means. So an item takes a quarter of the floats' room on its way, and eq
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +19,8 @@ from octavo.base.media import MediaKind, MediaTensor, PreparedMedia, media_diges
 CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 HALF: Final = (0.5, 0.5, 0.5)
+#: Pillow's number of the filter.
+BICUBIC: Final = 3
 
 
 def resized(pixels: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
@@ -76,6 +78,38 @@ def tiles(pixels: np.ndarray, height: int, width: int) -> list[np.ndarray]:
     ]
 
 
+def mixed_by_cubics(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """float32 [height, width, 3] of values float32 [H, W, 3], each a sum over 4 x 4 of them."""
+    for axis, count in enumerate((height, width)):
+        scale = np.float32(values.shape[axis] / count)
+        at = (np.arange(count, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+        low = np.floor(at)
+        total = np.zeros((), np.float32)
+        for step in (-1, 0, 1, 2):
+            index = np.clip(low + step, 0, values.shape[axis] - 1).astype(np.int64)
+            share = cubic(np.abs(at - low - np.float32(step)))
+            total = total + values.take(index, axis) * np.expand_dims(share, [i for i in range(3) if i != axis])
+        values = total
+    return values
+
+
+def cubic(x: np.ndarray) -> np.ndarray:
+    """How much counts what lies so far away, 0 to 2, float32: Keys' kernel with -0.75, as torch has it."""
+    a = np.float32(-0.75)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    share: np.ndarray = np.where(x <= 1, near, far).astype(np.float32)
+    return share
+
+
+def nearest_places(shares: np.ndarray, count: int) -> np.ndarray:
+    """Of shares float32 of a side, 0 to 1, the lines or columns of a table that has `count`, int64: where each lies. In
+    the rounding of the reference, which is that of float32."""
+    step = 1 / count
+    bounds = (step + step * np.arange(math.ceil((1.0 - step) / step))).astype(np.float32)
+    return np.searchsorted(bounds, shares, side="right")
+
+
 def squared(pixels: np.ndarray, color: Sequence[int]) -> np.ndarray:
     """With bars of a colour, so that it is as high as wide."""
     height, width = pixels.shape[:2]
@@ -106,11 +140,25 @@ def _merged(grid: np.ndarray, merge: int) -> np.ndarray:
     return np.ascontiguousarray(squares.reshape(rows * columns, width))
 
 
-def levels(settings: Mapping[str, Any], mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """float32 [3, 256]: what a byte means in each channel, by the settings of an image processor."""
+def bfloat16(values: np.ndarray) -> np.ndarray:
+    """float32, each the nearest that bfloat16 has; of two the even one."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def levels(
+    settings: Mapping[str, Any],
+    mean: Sequence[float],
+    std: Sequence[float],
+    rounded: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> np.ndarray:
+    """float32 [3, 256]: what a byte means in each channel, by the settings of an image processor. `rounded`: each
+    result on the way, where the family's processor computes in another type."""
     values = np.repeat(np.arange(256, dtype=np.uint8)[None], 3, 0)
     if settings.get("do_rescale", True):
         found = (values.astype(np.float64) * float(settings.get("rescale_factor", 1 / 255))).astype(np.float32)
+        found = rounded(found)
     else:
         found = values.astype(np.float32)
     if settings.get("do_normalize", True):
@@ -118,7 +166,7 @@ def levels(settings: Mapping[str, Any], mean: Sequence[float], std: Sequence[flo
             np.broadcast_to(np.array(settings.get(key) or default, np.float32), 3)
             for key, default in (("image_mean", mean), ("image_std", std))
         )
-        found = (found - found_mean[:, None]) / found_std[:, None]
+        found = rounded(rounded(found - found_mean[:, None]) / found_std[:, None])
     return found
 
 
@@ -128,9 +176,11 @@ def prepared(
     rows: int,
     text: str,
     grid: tuple[int, int, int] | None = None,
+    time_step: float = 1.0,
 ) -> PreparedMedia:
     tensors = {
         name: MediaTensor(str(array.dtype), array.shape, np.ascontiguousarray(array).tobytes())
         for name, array in arrays.items()
     }
-    return PreparedMedia(kind, media_digest(kind, tensors, grid), tensors, rows, text, grid)
+    digest = media_digest(kind, tensors, grid, time_step)
+    return PreparedMedia(kind, digest, tensors, rows, text, grid, time_step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,27 @@ class SquareProcessor:
         for name in options:
             if name != "detail":  # there is one size alone
                 raise InvalidRequest(f"The model's image processor has no option `{name}`.", "mm_processor_kwargs")
+        return self.pictures([pixels], self.picture_text)
+
+    @property
+    def picture_text(self) -> str:
+        """What stands for one picture."""
+        before, behind = self._around
+        return f"{before}{self.row_text * self._num_rows}{behind}"
+
+    def pictures(self, parts: Sequence[np.ndarray], text: str) -> PreparedMedia:
+        """An image that the tower sees as several pictures. `text`: with a `picture_text` for each."""
+        cut = [self._patches(pixels) for pixels in parts]
+        columns = self._width // self._patch_size
+        arrays = {
+            "patches": np.stack([found for found, _ in cut]),
+            "positions": np.stack([places[:, 0] * columns + places[:, 1] for _, places in cut]),
+            "levels": self._levels,
+        }
+        return images.prepared("image", arrays, self._num_rows * len(parts), text)
+
+    def _patches(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`images.patches` of a picture of any size."""
         if self._settings.get("do_pad"):
             mean = self._settings.get("image_mean") or images.CLIP_MEAN
             pixels = images.squared(pixels, [int(value * 255) for value in mean])
@@ -79,16 +100,7 @@ class SquareProcessor:
             pixels = images.resized(pixels, *self._resized_size(*pixels.shape[:2]), self._resample)
         if self._cuts:
             pixels = images.center_cut(pixels, self._height, self._width)
-        found, places = images.patches(pixels, self._patch_size, self._merge)
-        columns = self._width // self._patch_size
-        arrays = {
-            "patches": found[None],
-            "positions": (places[:, 0] * columns + places[:, 1])[None],
-            "levels": self._levels,
-        }
-        before, behind = self._around
-        text = f"{before}{self.row_text * self._num_rows}{behind}"
-        return images.prepared("image", arrays, self._num_rows, text)
+        return images.patches(pixels, self._patch_size, self._merge)
 
     @property
     def _resample(self) -> int:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from octavo.base.errors import CheckpointError
 from octavo.text.media import images
 from octavo.text.media.fuyu import FuyuProcessor
+from octavo.text.media.gemma3 import Gemma3Processor
 from octavo.text.media.idefics3 import Idefics3Processor
 from octavo.text.media.internvl import InternVLProcessor
 from octavo.text.media.llava_next import LlavaNextProcessor
+from octavo.text.media.minicpm_v import SlicingProcessor
+from octavo.text.media.phi3_v import Phi3VProcessor
 from octavo.text.media.pixtral import PixtralProcessor
 from octavo.text.media.processor import MediaProcessor
-from octavo.text.media.qwen2_vl import Qwen2VLProcessor
+from octavo.text.media.qwen2_vl import QWEN_IMAGE, Qwen2VLProcessor, mixed_by_cubics
+from octavo.text.media.qwen_video import QwenVideoProcessor
 from octavo.text.media.square import SquareProcessor
+from octavo.text.media.tiles import Llama4Processor, MllamaProcessor
 
+#: The settings of the video processor, among those of a family that takes videos.
+_VIDEO = "video"
 #: Sizes that configurations of towers leave out, since they are transformers' defaults, by `model_type`.
 _TOWERS: dict[str, tuple[int, int]] = {  # image, patch
     "clip_vision_model": (224, 32),
@@ -25,16 +32,35 @@ _TOWERS: dict[str, tuple[int, int]] = {  # image, patch
 }
 
 
+#: In the settings: the text of the tokens that every text begins with.
+OPENING: Final = "octavo_opening"
+
+
 def media_processor(
-    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    token_id: Callable[[str], int | None],
+    video: Mapping[str, Any] | None = None,
 ) -> MediaProcessor | None:
     """The processor of a model with this config.json; None: it reads text alone.
 
-    `settings`: of the image processor, `image_settings`. `token_id`: of a special token's text.
+    `settings`: of the image processor, `image_settings`, and `OPENING`. `token_id`: of a special token's text.
+    `video`: the settings of the video processor, `video_settings`; None: those of a family.
     """
     names = config.get("architectures") or ["?"]
+    if video is not None:
+        settings = {**settings, _VIDEO: video}
     make = _PROCESSORS.get(str(names[0]))
     return None if make is None else make(config, settings, token_id)
+
+
+def video_settings(
+    processor: Mapping[str, Any] | None, video: Mapping[str, Any] | None, preprocessor: Mapping[str, Any] | None
+) -> Mapping[str, Any]:
+    """Of a video processor, from what processor_config.json, video_preprocessor_config.json and
+    preprocessor_config.json hold, as far as they are there: older files have those of pictures alone."""
+    found = (processor or {}).get("video_processor")
+    return found if isinstance(found, Mapping) else video or preprocessor or {}
 
 
 def image_settings(processor: Mapping[str, Any] | None, preprocessor: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -69,10 +95,14 @@ def _llava(
         return _pixtral({"spatial_merge_size": 1, **config}, settings, token_id)
     if str((config.get("vision_config") or {}).get("model_type")) not in ("clip_vision_model", "siglip_vision_model"):
         return None
+    found, row_text = _placeholder_id(config, token_id, "<image>"), "<image>"
+    if found < 0:  # language models that were trained without one: any token that no text has will do
+        found, row_text = _placeholder_id(config, token_id, "<unk>"), "<unk>"
     return SquareProcessor(
         settings,
         placeholder="<image>",
-        placeholder_id=_placeholder_id(config, token_id, "<image>"),
+        placeholder_id=found,
+        row_text=row_text,
         has_class_row=config.get("vision_feature_select_strategy") == "full"
         and config["vision_config"]["model_type"] == "clip_vision_model",
         **_sizes(config),
@@ -91,12 +121,17 @@ def _idefics3(
 
 
 def _qwen2_vl(
-    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None], **more: int
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None], **more: Any
 ) -> MediaProcessor:
     tower = config.get("vision_config") or {}
-    return Qwen2VLProcessor(
-        settings,
-        placeholder_id=_placeholder_id(config, token_id, Qwen2VLProcessor.placeholder),
+    video_id = config.get("video_token_id")
+    found = token_id("<|video_pad|>") if video_id is None else int(video_id)
+    return QwenVideoProcessor(
+        {key: value for key, value in settings.items() if key != _VIDEO},
+        video=settings.get(_VIDEO) or {},
+        video_id=-1 if found is None else found,
+        frames=int(tower.get("temporal_patch_size", 2)),
+        placeholder_id=_placeholder_id(config, token_id, QWEN_IMAGE),
         patch_size=int(tower.get("patch_size", 14)),
         merge=int(tower.get("spatial_merge_size", 2)),
         **more,
@@ -108,7 +143,10 @@ def _qwen2_5_vl(
 ) -> MediaProcessor:
     tower = config.get("vision_config") or {}
     window = int(tower.get("window_size", 112)) // int(tower.get("spatial_merge_size", 2))
-    return _qwen2_vl(config, settings, token_id, window=window // int(tower.get("patch_size", 14)))
+    window //= int(tower.get("patch_size", 14))
+    return _qwen2_vl(
+        config, settings, token_id, window=window, tokens_per_second=float(tower.get("tokens_per_second", 4))
+    )
 
 
 def _qwen3_vl(
@@ -118,7 +156,29 @@ def _qwen3_vl(
     config = {**config, "vision_config": {"patch_size": 16, **tower}}
     side = int(int(tower.get("num_position_embeddings", 2304)) ** 0.5)
     half = {"image_mean": images.HALF, "image_std": images.HALF}
-    return _qwen2_vl(config, {**half, **settings}, token_id, table_side=side)
+    return _qwen2_vl(config, {**half, **settings}, token_id, table_side=side, tells_times=True)
+
+
+def _glm4v(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    tower = config.get("vision_config") or {}
+    side = int(tower.get("image_size", 336)) // int(tower.get("patch_size", 14))
+    size = {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 15000, **(settings.get("size") or {})}
+    # These are pixels of all frames of a patch.
+    frames = int(tower.get("temporal_patch_size", 2))
+    bounds = {"min_pixels": size["shortest_edge"] / frames, "max_pixels": size["longest_edge"] / frames}
+    placeholder = "<|image|>"
+    return Qwen2VLProcessor(
+        {**settings, **bounds},
+        placeholder_id=_placeholder_id(config, token_id, placeholder),
+        patch_size=int(tower.get("patch_size", 14)),
+        merge=int(tower.get("spatial_merge_size", 2)),
+        table_side=side,
+        mixed=mixed_by_cubics,
+        grows=True,
+        placeholder=placeholder,
+    )
 
 
 def _siglip(config: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -133,11 +193,9 @@ def _siglip(config: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dic
 def _gemma3(
     config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
 ) -> MediaProcessor:
-    if settings.get("do_pan_and_scan"):
-        raise CheckpointError("The image processor's `do_pan_and_scan` is not implemented: set it to false.")
     settings, sizes = _siglip(config, {"resample": 2, **settings})
     side = sizes["image_size"] // sizes["patch_size"]
-    return SquareProcessor(
+    return Gemma3Processor(
         settings,
         placeholder="<start_of_image>",
         placeholder_id=_placeholder_id(config, token_id, "<image_soft_token>"),
@@ -198,6 +256,82 @@ def _llava_next(
         placeholder_id=_placeholder_id(config, token_id, LlavaNextProcessor.placeholder),
         grids=config.get("image_grid_pinpoints") or settings.get("image_grid_pinpoints"),
         **_sizes(config),
+    )
+
+
+def _minicpm_v_4_6(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    mode = config.get("downsample_mode") or "16x"
+    if settings.get("downsample_mode", mode) != mode:
+        raise CheckpointError(f"The image processor's `downsample_mode` is not {mode!r}, which is the tower's.")
+    tower = {"model_type": "siglip_vision_model", "image_size": 224, **(config.get("vision_config") or {})}
+    return SlicingProcessor(
+        settings,
+        placeholder="<|image_pad|>",
+        placeholder_id=_placeholder_id(config, token_id, "<|image_pad|>"),
+        row_text="<|image_pad|>",
+        merges=1 if mode == "4x" else 2,
+        **_sizes({"vision_config": tower}),
+    )
+
+
+def _minicpm_v(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor | None:
+    row = token_id("<unk>")
+    if row is None:
+        return None
+    is_old = str(config.get("version", "2.5")) == "2.5"
+    usual = {"image_mean": settings.get("norm_mean"), "image_std": settings.get("norm_std"), "use_image_id": not is_old}
+    tower = config.get("vision_config") or {}
+    return SlicingProcessor(
+        {**usual, **settings},
+        placeholder="(<image>./</image>)",
+        placeholder_id=row,
+        row_text="<unk>",
+        patch_size=int(tower.get("patch_size", 14)),
+        image_size=int(tower.get("image_size", 980)),
+        merges=0,
+        num_queries=int(config.get("query_num", 64)),
+        wraps_slices=is_old,
+    )
+
+
+def _phi3_v(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor | None:
+    row = token_id("<|image|>")
+    if row is None:
+        return None
+    return Phi3VProcessor(
+        settings, placeholder_id=row, row_text="<|image|>", opening=settings.get(OPENING, ""), side=336, patch_size=14
+    )
+
+
+def _llama4(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    tower = config.get("vision_config") or {}
+    return Llama4Processor(
+        settings,
+        placeholder_id=_placeholder_id(config, token_id, Llama4Processor.row_text),
+        patch_size=int(tower.get("patch_size", 14)),
+        image_size=int(tower.get("image_size", 448)),
+        merge=round(1 / float(tower.get("pixel_shuffle_ratio", 0.5))),
+    )
+
+
+def _mllama(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    tower = config.get("vision_config") or {}
+    return MllamaProcessor(
+        settings,
+        placeholder_id=_placeholder_id(config, token_id, MllamaProcessor.placeholder),
+        patch_size=int(tower.get("patch_size", 14)),
+        image_size=int(tower.get("image_size", 448)),
+        most_tiles=int(tower.get("max_num_tiles", 4)),
     )
 
 
@@ -263,12 +397,20 @@ _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "Qwen2_5_VLForConditionalGeneration": _qwen2_5_vl,
     "Qwen3VLForConditionalGeneration": _qwen3_vl,
     "Qwen3VLMoeForConditionalGeneration": _qwen3_vl,
+    "Glm4vForConditionalGeneration": _glm4v,
+    "Glm4vMoeForConditionalGeneration": _glm4v,
+    "Glm46VForConditionalGeneration": _glm4v,
     "Gemma3ForConditionalGeneration": _gemma3,
     "PaliGemmaForConditionalGeneration": _paligemma,
     "LlavaNextForConditionalGeneration": _llava_next,
+    "Phi3VForCausalLM": _phi3_v,
+    "MiniCPMV4_6ForConditionalGeneration": _minicpm_v_4_6,
+    "MiniCPMV": _minicpm_v,
     "Mistral3ForConditionalGeneration": _pixtral,
     "InternVLForConditionalGeneration": _internvl,
     "FuyuForCausalLM": _fuyu,
     "ChameleonForConditionalGeneration": _chameleon,
     "Blip2ForConditionalGeneration": _blip2,
+    "Llama4ForConditionalGeneration": _llama4,
+    "MllamaForConditionalGeneration": _mllama,
 }

@@ -1,8 +1,8 @@
-"""Input items: messages, function calls, their outputs, reasoning, references. All others are refused by name."""
+"""Input items: messages, calls of functions and of tools of MCP servers, their outputs, reasoning, references. All
+others are refused by name."""
 
 from __future__ import annotations
 
-import uuid
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -10,15 +10,18 @@ from pydantic_core import PydanticCustomError
 
 from octavo.server.openai.protocol.common import WireModel
 from octavo.server.openai.protocol.conversation import MAX_MESSAGES, MAX_PARTS
+from octavo.server.responses.protocol.ids import Id as Id
+from octavo.server.responses.protocol.ids import Item as Item
+from octavo.server.responses.protocol.ids import new_id as new_id
+from octavo.server.responses.protocol.mcp import (
+    ApprovalRequestInput,
+    ApprovalResponseInput,
+    MCPCallInput,
+    MCPListInput,
+)
 from octavo.text.formats.base import MAX_NAME
 
-MAX_ID_CHARS = 256
-
-#: An item as it is kept and sent: JSON, with an id.
-Item = dict[str, Any]
-
 Status = Literal["in_progress", "completed", "incomplete"]
-Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 
 #: Kinds of parts that are media -> what a model of text is said to take none of.
 MEDIA_PARTS = {"input_image": "images", "input_file": "files", "input_audio": "audio"}
@@ -28,10 +31,6 @@ _TEXTS = {
     "input_text": "text", "output_text": "text", "text": "text", "summary_text": "text", "reasoning_text": "text",
     "refusal": "refusal",
 }  # fmt: skip
-
-
-def new_id(prefix: str) -> str:
-    return f"{prefix}_{uuid.uuid4().hex}"
 
 
 def _check_part(value: Any) -> Any:
@@ -192,7 +191,10 @@ class ReferenceInput(WireModel):
     id: Id
 
 
-_KINDS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
+_KINDS = (
+    "message", "function_call", "function_call_output", "reasoning", "item_reference", "mcp_list_tools", "mcp_call",
+    "mcp_approval_request", "mcp_approval_response",
+)  # fmt: skip
 
 
 def _kind(value: Any) -> str:
@@ -222,7 +224,11 @@ InputItem = Annotated[
     | Annotated[CallInput, Tag("function_call")]
     | Annotated[CallOutputInput, Tag("function_call_output")]
     | Annotated[ReasoningInput, Tag("reasoning")]
-    | Annotated[ReferenceInput, Tag("item_reference")],
+    | Annotated[ReferenceInput, Tag("item_reference")]
+    | Annotated[MCPListInput, Tag("mcp_list_tools")]
+    | Annotated[MCPCallInput, Tag("mcp_call")]
+    | Annotated[ApprovalRequestInput, Tag("mcp_approval_request")]
+    | Annotated[ApprovalResponseInput, Tag("mcp_approval_response")],
     Discriminator(_kind),
     BeforeValidator(_check_kind),
 ]

@@ -47,7 +47,54 @@ class CallItem(msgspec.Struct, tag_field="type", tag="function_call"):
     arguments: str
 
 
-OutputItem = MessageItem | ReasoningItem | CallItem
+class MCPTool(msgspec.Struct):
+    """A tool of an MCP server."""
+
+    name: str
+    input_schema: dict[str, Any]
+    description: str | None = None
+    annotations: dict[str, Any] | None = None
+
+
+class MCPListItem(msgspec.Struct, tag_field="type", tag="mcp_list_tools"):
+    """All tools of an MCP server. `error`: why there are none."""
+
+    id: str
+    server_label: str
+    tools: list[MCPTool]
+    error: str | None = None
+
+
+class MCPCallError(msgspec.Struct, omit_defaults=True):
+    """`mcp_tool_execution_error` has a `content`; `mcp_protocol_error` and `http_error` a `code` and a `message`."""
+
+    type: str
+    content: list[Any] | UnsetType = UNSET
+    code: int | UnsetType = UNSET
+    message: str | UnsetType = UNSET
+
+
+class MCPCallItem(msgspec.Struct, tag_field="type", tag="mcp_call"):
+    """`status`: in_progress, calling, completed, incomplete or failed."""
+
+    id: str
+    status: str
+    server_label: str
+    name: str
+    arguments: str = ""
+    approval_request_id: str | None = None
+    output: str | None = None
+    error: MCPCallError | None = None
+
+
+class MCPApprovalItem(msgspec.Struct, tag_field="type", tag="mcp_approval_request"):
+    id: str
+    server_label: str
+    name: str
+    arguments: str
+
+
+OutputItem = MessageItem | ReasoningItem | CallItem | MCPListItem | MCPCallItem | MCPApprovalItem
 
 
 class ResponseError(msgspec.Struct):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PlainValidator, Tag
 from pydantic_core import PydanticCustomError
 
+from octavo.base.params import MAX_LOGPROB_TOKEN_IDS
 from octavo.served.messages import function_tool
 from octavo.served.turn import ToolChoice
 from octavo.server.openai.protocol.common import (
@@ -18,9 +20,10 @@ from octavo.server.openai.protocol.common import (
     WireModel,
     inert,
 )
-from octavo.server.openai.protocol.samplers import SamplerFields
+from octavo.server.openai.protocol.samplers import RepetitionFields, SamplerFields
 from octavo.server.openai.protocol.tools import MAX_TOOLS, FunctionName
 from octavo.server.responses.protocol.items import Id, Input
+from octavo.server.responses.protocol.mcp import MAX_SERVERS, MCPTool
 
 #: OpenAI's bounds of `metadata`.
 MAX_PAIRS, MAX_KEY_CHARS, MAX_VALUE_CHARS = 16, 64, 512
@@ -28,7 +31,7 @@ MAX_PAIRS, MAX_KEY_CHARS, MAX_VALUE_CHARS = 16, 64, 512
 HOSTED_TOOLS = frozenset(
     {
         "web_search", "web_search_preview", "file_search", "code_interpreter", "computer", "computer_use_preview",
-        "image_generation", "local_shell", "shell", "mcp", "apply_patch", "tool_search", "namespace",
+        "image_generation", "local_shell", "shell", "apply_patch", "tool_search", "namespace",
         "programmatic_tool_calling",
     }
 )  # fmt: skip
@@ -54,9 +57,16 @@ def _check_tool(value: Any) -> Any:
         raise PydanticCustomError("tool", "A tool of the type `custom` is not supported: give a `function`")
     if isinstance(kind, str) and kind.split("_2025")[0].split("_2026")[0] in HOSTED_TOOLS:
         raise PydanticCustomError(
-            "tool", f"`{kind[:64]}` is not supported: this server runs no tools itself. Give a `function`"
+            "tool",
+            f"`{kind[:64]}` is not supported: this server runs no tools but those of MCP servers. Give a `function` or "
+            "an `mcp`",
         )
     return value
+
+
+def _tool_kind(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "mcp" if kind == "mcp" else "function"
 
 
 class FunctionTool(WireModel):
@@ -71,17 +81,63 @@ class FunctionTool(WireModel):
     def for_template(self) -> dict[str, Any]:
         return function_tool(self.name, self.description, self.parameters)
 
+    def shown(self) -> dict[str, Any]:
+        """As the response tells of it."""
+        return self.model_dump(mode="json")
 
-Tool = Annotated[FunctionTool, BeforeValidator(_check_tool)]
-Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
+
+def _check_tools(tools: list[Any]) -> list[Any]:
+    labels = [tool.server_label for tool in tools if isinstance(tool, MCPTool)]
+    if len(labels) > MAX_SERVERS:
+        raise PydanticCustomError("servers", f"At most {MAX_SERVERS} MCP servers are allowed")
+    if len(set(labels)) < len(labels):
+        raise PydanticCustomError("servers", "Two MCP servers have the same `server_label`")
+    return tools
+
+
+Tool = Annotated[
+    Annotated[FunctionTool, Tag("function")] | Annotated[MCPTool, Tag("mcp")],
+    Discriminator(_tool_kind),
+    BeforeValidator(_check_tool),
+]
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS), AfterValidator(_check_tools)]
+
+
+@dataclass(frozen=True)
+class ServerChoice:
+    """A tool of an MCP server, or any of them."""
+
+    label: str
+    name: str | None
+
+
+@dataclass(frozen=True)
+class MixedChoice:
+    """A `tool_choice` that is about MCP servers too, whose tools are known later."""
+
+    mode: Literal["auto", "required"]
+    entries: tuple[str | ServerChoice, ...]  # functions' names, and servers
+
 
 _CHOICE_SHAPE = (
     'Input should be "none", "auto", "required", {"type": "function", "name": "my_function"}, or {"type": '
-    '"allowed_tools", "mode": "auto" or "required", "tools": [{"type": "function", "name": "my_function"}]}'
+    '"allowed_tools", "mode": "auto" or "required", "tools": [{"type": "function", "name": "my_function"}]}, or '
+    '{"type": "mcp", "server_label": "my_server"}'
 )
 
 
-def _check_choice(value: Any) -> ToolChoice | None:
+def _entry(value: Any) -> str | ServerChoice | None:
+    """What an entry of `allowed_tools`, or a whole choice, names."""
+    if not isinstance(value, dict):
+        return None
+    name = value.get("name")
+    if value.get("type") == "mcp":
+        label = value.get("server_label")
+        return ServerChoice(label, name) if isinstance(label, str) and isinstance(name, str | None) else None
+    return name if isinstance(name, str) else None
+
+
+def _check_choice(value: Any) -> ToolChoice | MixedChoice | None:
     if value is None:
         return None
     if value in ("none", "auto", "required") and isinstance(value, str):
@@ -89,16 +145,20 @@ def _check_choice(value: Any) -> ToolChoice | None:
     kind = value.get("type") if isinstance(value, dict) else None
     if kind == "function" and isinstance(value.get("name"), str):
         return ToolChoice("named", (value["name"],))
+    if kind == "mcp" and (named := _entry(value)) is not None:
+        return MixedChoice("required", (named,))
     if kind == "allowed_tools" and value.get("mode") in ("auto", "required") and isinstance(value.get("tools"), list):
-        named = [tool.get("name") for tool in value["tools"] if isinstance(tool, dict)]
-        names = [name for name in named if isinstance(name, str)]
-        if names and len(names) == len(value["tools"]):
-            return ToolChoice(value["mode"], tuple(names))
+        entries = tuple(entry for tool in value["tools"] if (entry := _entry(tool)) is not None)
+        if entries and len(entries) == len(value["tools"]):
+            names = tuple(entry for entry in entries if isinstance(entry, str))
+            if len(names) == len(entries):
+                return ToolChoice(value["mode"], names)
+            return MixedChoice(value["mode"], entries)
     raise PydanticCustomError("tool_choice", _CHOICE_SHAPE)
 
 
 ToolChoiceField = Annotated[
-    ToolChoice | None,
+    ToolChoice | MixedChoice | None,
     PlainValidator(_check_choice, json_schema_input_type=Literal["none", "auto", "required"] | dict[str, Any] | None),
 ]
 
@@ -194,6 +254,8 @@ class ResponsesRequest(ConversationFields, SamplerFields):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
+    repetition_detection: RepetitionFields | None = None
+    logprob_token_ids: Annotated[list[Int] | None, Field(max_length=MAX_LOGPROB_TOKEN_IDS)] = None
     logit_bias: LogitBias = None
     stop: Stop = Field(default_factory=list)
     ignore_eos: bool | None = None
