@@ -10,7 +10,7 @@ import math
 import re
 import struct
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from octavo.base.errors import CheckpointError
 
 _MAGIC: Final = b"lmgg"
 _NUM_SIZES: Final = 11
-_DTYPES: Final = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
+_DTYPES: Final[dict[int, np.dtype[Any]]] = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
 _MAX_NAME: Final = 256
 _MAX_DIMS: Final = 4
 #: Parts of OpenAI's names, and what transformers calls them, one after the other.
@@ -54,7 +54,7 @@ class GgmlFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._data = np.memmap(path, np.uint8, "r")
-        self._places: dict[str, tuple[int, tuple[int, ...], np.dtype]] = {}
+        self._places: dict[str, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
         at = self._skip_vocabulary(len(_MAGIC) + 4 * _NUM_SIZES)
         while at < len(self._data):
             at = self._read_tensor(at)

@@ -1,9 +1,9 @@
 """Which words tokens make, and when each was said: from how much each token's row looks at each moment of the sound.
 
-    token     | <0.00>   The  New  York  <2.00>
-    moments   |    ######                          the path through the matrix along which they look most,
-              |           ####                     that goes forward in tokens and moments alike
-              |               #######
+token     | <0.00>   The  New  York  <2.00>
+moments   |    ######                          the path through the matrix along which they look most,
+          |           ####                     that goes forward in tokens and moments alike
+          |               #######
 """
 
 from __future__ import annotations
