@@ -80,7 +80,7 @@ class GgmlFile:
     def _ints(self, at: int, count: int) -> tuple[int, ...]:
         if at + 4 * count > len(self._data):
             raise CheckpointError(f"{self.path}: damaged: it ends within its tensors; truncated?")
-        return struct.unpack_from(f"<{count}i", self._data, at)
+        return struct.unpack(f"<{count}i", self._data[at : at + 4 * count].tobytes())
 
     def _skip_vocabulary(self, at: int) -> int:
         channels, bins = self._ints(at, 2)
