@@ -14,6 +14,7 @@ from engine.harness import Engine, Reply
 from octavo.base.media import MediaTensor
 from octavo.base.params import SamplingParams, SpeechAlignment, SpeechRules
 from octavo.wire.messages import AddRequest
+from octavo.worker.encoder import EncoderRunner
 from octavo.worker.speech import apply_rules, listed_ids
 from support.tiny_whisper import (
     CHANNELS,
@@ -136,6 +137,24 @@ def test_when_it_was_said_is_where_the_heads_look(both: tuple[Any, Engine]) -> N
     # Alone, and in steps of a few tokens, the same bit for bit.
     assert run(engine, asked[-1:]) == {asked[-1].request_id: replies[asked[-1].request_id]}
     assert run(engine, [*asked, *requests(1)], max_num_batched_tokens=8, max_num_prefill_tokens=5) == replies
+
+
+def test_a_sound_that_is_asked_for_again_is_not_encoded_again(
+    both: tuple[Any, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, engine = both
+    lens, encode = [], EncoderRunner.run
+
+    def counted(self: EncoderRunner, given: list[int], **inputs: Any) -> torch.Tensor:
+        lens.append(len(given))
+        return encode(self, given, **inputs)
+
+    monkeypatch.setattr(EncoderRunner, "run", counted)
+    sound = {"encoder_token_ids": [0] * ROWS, "encoder_frames": tensor_of(random_frames(77))}
+    first, again = (AddRequest(i, [START], SamplingParams(temperature=0.0, max_tokens=4), **sound) for i in range(2))
+    replies = run(engine, [first, again])
+    assert lens == [1, 1], "two of a step: one sound, by its two programs"
+    assert run(engine, [again])[1] == replies[0] == replies[1] and len(lens) == 2
 
 
 def test_frames_of_another_shape_are_refused(both: tuple[Any, Engine]) -> None:

@@ -44,8 +44,12 @@ def name_of(stored: str) -> str:
 
 
 def is_ggml(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(_MAGIC)) == _MAGIC
+    """False too for what cannot be read: who reads it as a pickle says why."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
 
 
 class GgmlFile:

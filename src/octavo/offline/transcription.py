@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,7 +51,7 @@ class TranscriptionCalls:
 
     def transcribe(
         self,
-        audio: Audio | Sequence[Audio],
+        audio: Audio | list[Audio],
         *,
         language: str | None = None,
         task: Task = "transcribe",
@@ -110,11 +109,12 @@ async def _all(
 async def _one(
     transcriber: Transcriber, given: MediaPart | Path | bytes, param: str, wishes: SpeechWishes
 ) -> TranscriptionOutput:
-    sound = await _sound(transcriber, given, param)
+    sound: Sound | None = None
     own = replace(wishes, request_id=_id())
     while True:
-        transcript = Transcript(transcriber, sound, own)
         try:
+            sound = sound or await _sound(transcriber, given, param)
+            transcript = Transcript(transcriber, sound, own)
             async with aclosing(transcript.pieces()) as pieces:
                 segments = [piece async for piece in pieces]
         except Overloaded:
