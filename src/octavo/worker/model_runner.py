@@ -18,6 +18,7 @@ from octavo.ops.table import Ops
 from octavo.wire.messages import TokenLogprobs
 from octavo.wire.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
 from octavo.worker.adapters import AdapterSlots
+from octavo.worker.alignment import SpeechAligner
 from octavo.worker.cross_inputs import CrossInputs, max_encoder_len
 from octavo.worker.graphs import StepGraphs
 from octavo.worker.input_batch import HostBatch, InputBatch, RowTensors, build_batch
@@ -117,10 +118,13 @@ class ModelRunner:
             ops.attention_planner, model.attention_shapes, device.torch_device, ops.activation_dtype
         )
         self._crossing: CrossInputs | PictureInputs | None = None
+        self._aligner: SpeechAligner | None = None
         self._encoder_planner: Any = None  # of attentions over its rows, whose lengths are others
         if definition.crossing is not None:
             inputs = CrossInputs if definition.pictures is None else PictureInputs
             self._crossing = inputs(model, ops, device, kv_caches, block_size)
+            if isinstance(self._crossing, CrossInputs):
+                self._aligner = SpeechAligner(model, ops, device, kv_caches, self._crossing.heard)
             (heads,) = {cache.heads for cache in definition.program.caches if cache.of_encoder}
             self._encoder_planner = ops.attention_planner(heads, device.torch_device, ops.activation_dtype)
         self._sampler = Sampler(ops, device, max_num_seqs, logprobs_mode)
@@ -193,6 +197,8 @@ class ModelRunner:
             if len(host.logits_rows):
                 slots = None if batch.adapter_slots is None else batch.adapter_slots[rows]
                 logits = self._model.logits(hidden, slots)
+        if self._aligner is not None and states.alignments:
+            step.pooled = self._align(self._aligner, host)
         if self._times_forward:
             step.forward_seconds = self._clock() - start
         step.logits, step.rows = logits, host.rows
@@ -212,6 +218,8 @@ class ModelRunner:
             self._prompts.apply(plan)
         for slot in plan.finished_slots:
             states.remove(slot)
+            if self._aligner is not None:
+                self._aligner.leave(slot)
         for new in plan.new_requests:
             states.add(new)
         if self._pooler is not None:
@@ -267,6 +275,18 @@ class ModelRunner:
         if is_last_rows and needed is None:
             hidden = hidden[rows]
         return pooler.of_step(self._states, host, hidden, is_last_rows=is_last_rows)
+
+    def _align(self, aligner: SpeechAligner, host: HostBatch) -> dict[int, bytes]:
+        """What comes of the slots that want an alignment and whose prompt is whole behind this step."""
+        states, made = self._states, {}
+        for slot in host.rows.slots.tolist():
+            if (wanted := states.alignments.get(slot)) is None:
+                continue
+            states.num_computed[slot] = 0
+            whole = build_batch(states, {slot: int(states.num_tokens[slot])}, self._block_size)
+            batch, _, _ = self._upload(whole)
+            made[slot] = aligner.matrix(wanted, batch, slot)
+        return made
 
     def _clock(self) -> float:
         """Seconds, when all that was launched has been computed."""
