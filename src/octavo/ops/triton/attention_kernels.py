@@ -142,10 +142,10 @@ def combine_kernel(
 ):  # fmt: skip
     """One sequence and head: its chunks, in order, become one result."""
     seq, head = tl.program_id(0), tl.program_id(1)
-    num_chunks = tl.cdiv(tl.load(seq_lens + seq), CHUNK)
+    first = tl.load(starts + seq).to(tl.int64)
+    num_chunks = tl.load(starts + seq + 1) - first
     if num_chunks > 1:
         dims, chunks = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_C)
-        first = tl.load(starts + seq).to(tl.int64)
         acc = tl.zeros([BLOCK_D], tl.float32)
         largest = float("-inf")
         total = 0.0
@@ -185,6 +185,8 @@ def prefill_kernel(
     head = tl.program_id(1)
     seq = tl.load(tiles + 2 * tl.program_id(0)).to(tl.int64)
     tile = tl.load(tiles + 2 * tl.program_id(0) + 1)
+    if seq < 0:
+        return
     seq_len = tl.load(seq_lens + seq)
     row_begin = tl.load(query_start_loc + seq)
     num_queries = tl.load(query_start_loc + seq + 1) - row_begin
