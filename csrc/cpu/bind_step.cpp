@@ -150,7 +150,8 @@ void rope_kv_write(Address qkv, Address positions, Address cos_sin, Address q_no
 void attention(Address out, Address qkv, Address k_cache, Address v_cache, int64_t k_stride, int64_t v_stride, int cache_type,
                int block_size, Address block_tables, int64_t block_table_stride, Address seq_lens, Address query_start_loc,
                int num_seqs, int num_heads, int num_kv_heads, int head_dim, float scale, float k_scale, float v_scale,
-               int window, bool chunked, float softcap, Address slopes, Address sinks, int64_t row_stride, bool causal, Address key_ends,
+               int window, bool chunked, float softcap, Address slopes, Address biases, int reach, Address sinks, int64_t row_stride,
+               bool causal, Address key_ends,
                const std::tuple<int, int, int, int>& blocks) {
     const auto [size, local, stride, step] = blocks;
     nb::gil_scoped_release release;
@@ -159,7 +160,7 @@ void attention(Address out, Address qkv, Address k_cache, Address v_cache, int64
                     v_stride, CacheType(cache_type), block_size, at<int32_t>(block_tables), block_table_stride,
                     at<int32_t>(seq_lens), at<int32_t>(query_start_loc), num_seqs, num_heads, num_kv_heads, head_dim,
                     head_dim, false, scale, k_scale, v_scale, window, chunked, softcap, at<float>(slopes),
-                    at<float>(sinks), causal, at<int32_t>(key_ends), {size, local, stride, step}});
+                    at<float>(biases), reach, at<float>(sinks), causal, at<int32_t>(key_ends), {size, local, stride, step}});
 }
 
 void latent_attention(Address out, Address q_latent, Address cache, int64_t stride, int cache_type, int block_size,
@@ -171,8 +172,7 @@ void latent_attention(Address out, Address q_latent, Address cache, int64_t stri
         .attention({at<float>(out), at<float>(q_latent), int64_t(num_heads) * width, at<void>(cache), nullptr, stride, 0,
                     CacheType(cache_type), block_size, at<int32_t>(block_tables), block_table_stride, at<int32_t>(seq_lens),
                     at<int32_t>(query_start_loc), num_seqs, num_heads, 1, width, rank, true, scale, 1.0f, 1.0f, 0,
-                    false, 0.0f, nullptr,
-                    nullptr, true, nullptr, {}});
+                    false, 0.0f, nullptr, nullptr, 0, nullptr, true, nullptr, {}});
 }
 
 void causal_conv(Address out, Address x, Address weight, Address bias, Address state, Address slots, Address positions,

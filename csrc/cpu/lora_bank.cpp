@@ -41,14 +41,19 @@ void LoraBank::clear(int slot) {
 
 void LoraBank::add(float* out, const float* x, const LoraPlan& plan) const {
     if (num_used_ == 0) return;
-    std::vector<LoraWeights> weights(slots_.size());
-    for (size_t slot = 0; slot < slots_.size(); ++slot)
-        if (const auto& entry = slots_[slot])
-            weights[slot] = {entry->type, entry->parts.data(), int(entry->parts.size()), entry->scale, entry->shift};
+    std::vector<LoraWeights> weights;  // of the slots that rows have: of experts there are many more
     std::vector<LoraRows> groups;
+    weights.reserve(plan.groups().size());
     groups.reserve(plan.groups().size());
-    for (const auto& group : plan.groups())
-        if (slots_[size_t(group.slot)]) groups.push_back({&weights[size_t(group.slot)], plan.rows().data() + group.first, group.count});
+    int last = -1;  // groups of a slot stand behind each other
+    for (const auto& group : plan.groups()) {
+        const auto& entry = slots_[size_t(group.slot)];
+        if (!entry) continue;
+        if (group.slot != last)
+            weights.push_back({entry->type, entry->parts.data(), int(entry->parts.size()), entry->scale, entry->shift});
+        last = group.slot;
+        groups.push_back({&weights.back(), plan.rows().data() + group.first, group.count});
+    }
     if (!groups.empty()) OCTAVO_KERNELS(lora_kernels).add({out, x, N_, K_, groups.data(), int64_t(groups.size())});
 }
 

@@ -154,8 +154,8 @@ struct ProgramRun {
                         program.type_, program.block_size_, group.block_tables, group.block_table_stride,
                         op.of_encoder ? step.encoder_lens : step.seq_lens, step.query_start_loc, step.num_seqs,
                         op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim, op.heads.head_dim, false, op.scale,
-                        op.k_scale, op.v_scale, op.window, op.chunked, op.softcap, op.slopes, op.sinks, op.causal,
-                        op.reads_key_ends ? step.key_ends : nullptr, op.blocks});
+                        op.k_scale, op.v_scale, op.window, op.chunked, op.softcap, op.slopes, op.biases, op.reach, op.sinks,
+                        op.causal, op.reads_key_ends ? step.key_ends : nullptr, op.blocks});
     }
     void operator()(const HeadLinearRecord& op) {
         const int64_t heads = int64_t(op.weights.size()), out = op.out_width / heads, x = op.x_width / heads;
@@ -176,7 +176,8 @@ struct ProgramRun {
             .attention({at(op.out), at(op.q_latent), int64_t(op.shape.num_heads) * op.shape.width(), cache.k, nullptr,
                         cache.k_stride, 0, program.type_, program.block_size_, group.block_tables, group.block_table_stride,
                         step.seq_lens, step.query_start_loc, step.num_seqs, op.shape.num_heads, 1, op.shape.width(),
-                        op.shape.rank, true, op.scale, 1.0f, 1.0f, 0, false, 0.0f, nullptr, nullptr, true, nullptr});
+                        op.shape.rank, true, op.scale, 1.0f, 1.0f, 0, false, 0.0f, nullptr, nullptr, 0, nullptr, true, nullptr,
+                        {}});
     }
     void operator()(const CausalConvRecord& op) {
         OCTAVO_KERNELS(causal_conv_kernels)
@@ -229,10 +230,21 @@ struct ProgramRun {
             else std::memcpy(to, from, size_t(op.width) * sizeof(float));
         }
         PackedLinear::linear_groups(op.gate_up_weights, starts, at(op.gate_up), at(op.grouped));
+        std::optional<LoraPlan> deltas;
+        if (op.gate_up_bank && step.adapter_slots) {
+            const int32_t* slots = adapter_slots.empty() ? step.adapter_slots : adapter_slots.data();
+            std::vector<int32_t> of_places(size_t(count), -1);
+            for (int64_t i = 0; i < count; ++i)
+                if (const int32_t slot = slots[i / op.top_k]; slot >= 0)
+                    of_places[size_t(places[i])] = ids[i] * op.num_adapters + slot;
+            deltas.emplace(of_places.data(), count);
+            op.gate_up_bank->add(at(op.gate_up), at(op.grouped), *deltas);
+        }
         const auto& activation = OCTAVO_KERNELS(activation_kernels);
         if (op.gated) activation.act_mul(at(op.act), at(op.gate_up), count, op.inner, op.kind);
         else activation.act(at(op.act), at(op.gate_up), count, op.inner, op.kind, nullptr);
         PackedLinear::linear_groups(op.down_weights, starts, at(op.grouped), at(op.act));
+        if (deltas) op.down_bank->add(at(op.grouped), at(op.act), *deltas);
         OCTAVO_KERNELS(experts_kernels)
             .combine(at(op.out), at(op.grouped), places, op.scales_input ? nullptr : at(op.weights), rows, op.top_k, op.width);
     }

@@ -148,7 +148,9 @@ struct AttendRecord {
     int cache, group, window;
     bool chunked;
     float scale, k_scale, v_scale, softcap;
-    const float *slopes, *sinks;  // may be null
+    const float *slopes, *biases;  // may be null
+    int reach;
+    const float* sinks;  // may be null
     bool causal, reads_key_ends, of_encoder;
     KeyBlocks blocks;
 };
@@ -226,6 +228,9 @@ struct ExpertsRecord {
     Activation kind;
     bool gated;
     bool scales_input;  // the weights multiply what goes into an expert, else what comes out
+    // What adapters add to both products, or null; of expert e and the adapter in slot s in slot e num_adapters + s.
+    const LoraBank *gate_up_bank, *down_bank;
+    int num_adapters;
 };
 struct AddGatedRecord {
     BufferId residual, x, gates;

@@ -15,6 +15,8 @@ import ollama
 import openai
 import pytest
 import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from octavo import LLM
 from octavo.base.errors import InvalidRequest
@@ -166,3 +168,53 @@ def test_a_reader_of_pairs_for_programs(llm: LLM, ranker: tuple[Any, Path]) -> N
         llm.embed(FIRST)
     with pytest.raises(InvalidRequest, match="generates no text"):
         llm.generate(FIRST, use_tqdm=False)
+
+
+def test_a_reranker_that_judges_by_two_tokens(tmp_path: Path) -> None:
+    """Both texts stand in the template that it was trained with, unless they bring their own."""
+    options = {
+        "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16,
+        "num_key_value_heads": 1, "intermediate_size": 48, "max_position_embeddings": 1000,
+    }  # fmt: skip
+    torch.manual_seed(2)
+    model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**options)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    words = {"yes": 0, "no": 1, **{char: 2 + at for at, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}}
+    tokenizer = Tokenizer(models.BPE(words, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    prefix = (
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+    )
+    suffix = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    asked = (
+        "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n<Query>: a {document}"
+    )
+
+    def expected(text: str | list[int]) -> float:
+        ids = tokenizer.encode(text).ids if isinstance(text, str) else text
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
+        return float(torch.sigmoid(logits[0] - logits[1]))
+
+    with LLM(str(tmp_path), hf_overrides={"is_original_qwen3_reranker": True}, max_model_len=1000) as llm:
+        [first, second] = llm.score("a {document}", ["b c", "{query}"])
+        assert first.outputs.score == pytest.approx(expected(f"{prefix}{asked}\n<Document>: b c{suffix}"), abs=1e-5)
+        assert second.outputs.score == pytest.approx(
+            expected(f"{prefix}{asked}\n<Document>: {{query}}{suffix}"), abs=1e-5
+        )
+        # Of a pair that is cut the template's end stays.
+        ids = tokenizer.encode(f"{prefix}{asked}\n<Document>: b c{suffix}").ids
+        behind = tokenizer.encode(suffix).ids
+        [found] = llm.score("a {document}", "b c", truncate_prompt_tokens=len(ids) - 3)
+        assert found.outputs.score == pytest.approx(expected([*ids[: -len(behind) - 3], *behind]), abs=1e-5)
+        own = f"{prefix}<Instruct>: x\n<Query>: a\n"
+        [found] = llm.score(own, f"<Document>: b{suffix}")
+        assert found.outputs.score == pytest.approx(expected(f"{own}<Document>: b{suffix}"), abs=1e-5)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -43,6 +44,7 @@ def server(smollm2_gguf: Path, adapter: Path, directory: Path) -> Iterator[Serve
     module = json.dumps({"name": "octopus", "path": str(adapter), "base_model_name": "base"})
     flags = ["--enable-lora", "--max-loras", "1", "--max-cpu-loras", "2", "--lora-modules", module]
     flags += ["--lora-resolver-dir", str(directory), "--served-model-name", "base", "--max-model-len", "512"]
+    flags += ["--lora-extra-vocab-size", "256"]
     environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     with ServerProcess(smollm2_gguf, *flags, "--num-kv-blocks-override", "128", env=environment) as process:
         yield process.wait_ready(120)
@@ -153,6 +155,30 @@ def test_a_damaged_adapter_is_refused_by_the_tensors_name_and_harms_nobody(
     assert text_of(server, "octopus") == ANSWER
 
 
+def test_an_adapter_whose_file_went_bad_after_it_was_evicted_is_a_400(
+    server: ServerProcess, adapter: Path, tmp_path: Path
+) -> None:
+    """The host keeps two: the third takes the first one's place, whose file is read again."""
+    good = shutil.copytree(adapter, tmp_path / "good")
+    bad = damaged(adapter, tmp_path / "bad", **{"mlp.up_proj.lora_A": torch.full((8, 576), torch.nan)})
+    assert load(server, "aging", good)[0] == 200 and text_of(server, "aging") == ANSWER
+    for name in ("filler-1", "filler-2"):
+        assert load(server, name, adapter)[0] == 200 and text_of(server, name) == ANSWER
+    whole, broken = ((path / "adapter_model.safetensors").read_bytes() for path in (good, bad))
+    (good / "adapter_model.safetensors").write_bytes(broken)
+    for fields in ({}, {"stream": True}, {"n": 2}):
+        reply = server.complete(PROMPT, model="aging", max_tokens=4, **fields)
+        assert reply.status == 400, reply.body
+        error = reply.json["error"]
+        assert error["param"] == "model" and "`aging`" in error["message"] and "NaN" in error["message"]
+        assert "model.layers.29.mlp.up_proj.lora_A" in error["message"]
+    assert text_of(server, "filler-2") == text_of(server, "octopus") == ANSWER
+    (good / "adapter_model.safetensors").write_bytes(whole)
+    assert text_of(server, "aging") == ANSWER
+    for name in ("aging", "filler-1", "filler-2"):
+        assert server.request("POST", "/v1/unload_lora_adapter", {"lora_name": name}).status == 200
+
+
 def test_adapters_of_a_directory_are_found_within_it_alone(server: ServerProcess, directory: Path) -> None:
     assert text_of(server, "found") == ANSWER
     for name in ("../octopus", "outside", ".", "found/..", str(directory / "found")):
@@ -164,6 +190,51 @@ def test_adapters_of_a_directory_are_found_within_it_alone(server: ServerProcess
     shutil.rmtree(directory / "broken")
     assert server.complete(PROMPT, model="broken").status == 404
     assert text_of(server, "found") == ANSWER
+
+
+def test_an_adapter_speaks_with_its_own_tokenizer(
+    server: ServerProcess, smollm2_hf: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """It adds a token, whose rows are those of others, so that what it stands for is known."""
+    path, base = shutil.copytree(adapter, tmp_path / "own"), text_of(server, "base")
+    own = tokenizers.Tokenizer.from_file(str(smollm2_hf / "tokenizer.json"))
+    own.add_tokens(["<octopus>"])
+    new = own.token_to_id("<octopus>")
+    own.save(str(path / "tokenizer.json"))
+    shutil.copy(smollm2_hf / "tokenizer_config.json", path)
+    file = load_file(smollm2_hf / "model.safetensors")
+    france = own.encode(" France").ids
+    row = file["model.embed_tokens.weight"][france].float()
+    save_file({"input_embeddings": row, "output_embeddings": 3 * row}, path / "new_embeddings.safetensors")
+    assert load(server, "own", path)[0] == 200
+
+    def tokens(model: str, text: str) -> list[int]:
+        ids: list[int] = server.request("POST", "/tokenize", {"model": model, "prompt": text}).json["tokens"]
+        return ids
+
+    assert new in tokens("own", "The capital of<octopus> is") and new not in tokens(
+        "base", "The capital of<octopus> is"
+    )
+    assert server.request("POST", "/detokenize", {"model": "own", "tokens": [new]}).json["prompt"] == "<octopus>"
+    assert server.request("POST", "/detokenize", {"model": "base", "tokens": [new]}).status == 400
+    assert text_of(server, "own") == ANSWER
+    reply = server.complete("The capital of<octopus> is", model="own", temperature=0, max_tokens=6)
+    assert reply.json["choices"][0]["text"] == ANSWER and reply.json["usage"]["prompt_tokens"] == 5
+    fields: dict[str, Any] = {"allowed_token_ids": [new], "logprobs": 1, "max_tokens": 2, "temperature": 0}
+    choice = server.complete(PROMPT, model="own", **fields).json["choices"][0]
+    assert choice["text"] == "<octopus><octopus>" and choice["logprobs"]["tokens"] == ["<octopus>"] * 2
+    stopped = server.complete(PROMPT, model="own", **fields, stop=["><"]).json["choices"][0]
+    assert (stopped["text"], stopped["finish_reason"]) == ("<octopus", "stop")
+    for name in ("base", "octopus"):
+        assert server.complete(PROMPT, model=name, **fields).status == 400
+        assert server.complete([new], model=name).status == 400
+    assert text_of(server, "base") == base and text_of(server, "octopus") == ANSWER
+    (path / "tokenizer.json").unlink()
+    (path / "added_tokens.json").write_text("{}")
+    assert server.request("POST", "/v1/unload_lora_adapter", {"lora_name": "own"}).status == 200
+    status, body = load(server, "own", path)
+    assert status == 400 and "added_tokens.json" in body
+    assert text_of(server, "base") == base
 
 
 def test_programs_give_each_prompt_its_adapter(smollm2_gguf: Path, adapter: Path) -> None:

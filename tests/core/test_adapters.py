@@ -12,7 +12,7 @@ from octavo.base.errors import CheckpointError
 from octavo.base.params import SamplingParams
 from octavo.core.adapters import AdapterRead, KeptAdapters
 from octavo.core.scheduler.scheduler import Scheduler
-from octavo.wire.messages import AddRequest
+from octavo.wire.messages import AdapterInfo, AddRequest
 from octavo.wire.step import ModelRunnerOutput, SchedulerOutput
 
 
@@ -23,13 +23,14 @@ class Files:
         self.kept: set[str] = set()
         self.num_reads = 0
 
-    def read_adapter(self, key: str, path: str) -> None:
+    def read_adapter(self, key: str, path: str) -> AdapterInfo:
         self.num_reads += 1
         if path == "damaged":
             raise CheckpointError("damaged: no adapter")
         if path == "a bug":
             raise KeyError(path)
         self.kept.add(key)
+        return AdapterInfo()
 
     def drop_adapter(self, key: str) -> None:
         self.kept.discard(key)

@@ -12,6 +12,7 @@ import transformers
 
 from engine.harness import Engine, Reply, request
 from octavo.base.config import LoraConfig
+from octavo.base.errors import CheckpointError
 from octavo.core.scheduler.scheduler import Scheduler
 from octavo.wire.messages import AddRequest
 from support.adapters import merged, random_adapter, write_adapter
@@ -104,6 +105,19 @@ PEFT_CASES: list[tuple[str, dict[str, Any]]] = [
     ("qwen2", {"target_modules": ["v_proj"], "lora_bias": True}),
     ("gemma3", {"target_modules": ["embed_tokens"]}),
     ("gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True, "use_dora": True}),
+    (
+        "llama",
+        {
+            "target_modules": "all-linear",
+            "rank_pattern": {"k_proj": 4, r".*\.1\.mlp\..*_proj": 16},
+            "alpha_pattern": {"layers.0.self_attn.q_proj": 40, "down_proj": 5},
+        },
+    ),
+    ("llama", {"target_modules": r".*layers\.1\.(self_attn|mlp)\.(q|o|up|down)_proj", "exclude_modules": r".*o_proj"}),
+    ("llama", {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1], "layers_pattern": "layers"}),
+    ("qwen2", {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}),
+    ("qwen2", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
+    ("qwen2", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
 ]
 
 
@@ -123,6 +137,20 @@ def test_logits_are_those_of_peft(tmp_path: Path, kind: str, config: dict[str, A
     with torch.no_grad():
         expected = adapted(torch.tensor([ids])).logits[0]
     torch.testing.assert_close(all_logits(engine, ids, "k"), expected, rtol=1e-4, atol=2e-5)
+
+
+def test_modules_may_be_restricted(tmp_path: Path) -> None:
+    model = make("llama")
+    model.save_pretrained(tmp_path / "base")
+    limits = LoraConfig(enable_lora=True, lora_target_modules=["q_proj", "self_attn.v_proj"])
+    engine = Engine(tmp_path / "base", {"kv_cache_dtype": "float32"}, limits, max_model_len=128, dtype="float32")
+    for targets in (r".*(q|v)_proj", r".*\.1\.(self_attn.q|mlp.up)_proj"):
+        write_adapter(tmp_path / "adapter", random_adapter(model, targets, 8, 5), 8)
+        if "up" not in targets:
+            assert engine.worker.read_adapter("k", str(tmp_path / "adapter")).num_extra == 0
+            continue
+        with pytest.raises(CheckpointError, match=r"1.mlp.up_proj.lora_A.* --lora-target-modules allows"):
+            engine.worker.read_adapter("k", str(tmp_path / "adapter"))
 
 
 # ---------------------------------------------------------------- in company

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 import transformers
 
-from octavo.base.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from octavo.base.config import EngineConfig, ModelConfig
 from octavo.base.errors import CheckpointError, InvalidConfig
 from octavo.base.params import PoolingParams, SamplingParams
 from octavo.core.scheduler.scheduler import Scheduler
@@ -21,17 +19,9 @@ from octavo.models.pooling import gives_vectors
 from octavo.models.registry import FAMILIES
 from octavo.wire.messages import AddRequest
 from octavo.worker.worker import Worker
+from support.pooled import CLASSES, DECODER, DISTIL, SMALL, TEXTS, Pooled, unit
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
-
-VOCAB = 96
-SMALL: dict[str, Any] = {
-    "vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
-    "max_position_embeddings": 130,
-}  # fmt: skip
-DECODER = {**SMALL, "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}
-DISTIL = {"vocab_size": VOCAB, "dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "max_position_embeddings": 130}
-CLASSES = {"num_labels": 3, "id2label": {0: "bad", 1: "good", 2: "so"}}
 
 
 @pytest.fixture(scope="module")
@@ -41,78 +31,6 @@ def one_torch_thread() -> Any:
     yield
     torch.set_num_threads(before)
 
-
-class Pooled:
-    """A model in octavo's engine, and in transformers."""
-
-    def __init__(self, directory: Path, name: str, values: dict[str, Any], **options: Any) -> None:
-        stem = name.removesuffix("ForSequenceClassification").removesuffix("Model").removesuffix("ForCausalLM")
-        config = getattr(transformers, f"{stem}Config")(**values)
-        config._attn_implementation = "eager"
-        torch.manual_seed(0)
-        self.reference = getattr(transformers, name)(config).eval()
-        with torch.no_grad():
-            for parameter in self.reference.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        self.reference.save_pretrained(directory)
-        self.directory = directory
-        self.load(**options)
-
-    def load(self, **options: Any) -> None:
-        self.config = EngineConfig(
-            model=ModelConfig(model=str(self.directory), dtype="float32", **options),
-            cache=CacheConfig(kv_cache_memory_bytes=1 << 22),
-            scheduler=SchedulerConfig(max_num_seqs=16),
-        )
-        self.worker = Worker(self.config, lambda name, detail: None)
-        self.info = self.worker.load()
-
-    @property
-    def is_encoder(self) -> bool:
-        return self.reference.config.model_type in ("bert", "roberta", "xlm-roberta", "distilbert")
-
-    def run(self, texts: Sequence[list[int]], *params: PoolingParams, step: int = 0) -> list[np.ndarray]:
-        """`step`: prompt tokens of a step."""
-        info = msgspec.structs.replace(self.info, max_num_prefill_tokens=step) if step else self.info
-        scheduler = Scheduler(self.config, info)
-        for number, ids in enumerate(texts):
-            wanted = params[number % len(params)] if params else PoolingParams()
-            refused = scheduler.add(
-                AddRequest(number, ids, SamplingParams(max_tokens=1), pooling=wanted, arrival_time=float(number))
-            )
-            assert refused is None, refused
-        found: dict[int, np.ndarray] = {}
-        while scheduler.has_work:
-            plan = scheduler.schedule()
-            for output in scheduler.update(plan, self.worker.execute(plan)):
-                assert output.finish_reason == "stop", output.error
-                assert output.pooled is not None
-                found[output.request_id] = np.frombuffer(output.pooled, "<f4")
-        return [found[number] for number in range(len(texts))]
-
-    def hidden(self, ids: list[int], **inputs: Any) -> torch.Tensor:
-        with torch.no_grad():
-            model = getattr(self.reference, self.reference.base_model_prefix, self.reference)
-            rows: torch.Tensor = model(input_ids=torch.tensor([ids]), **inputs).last_hidden_state[0]
-        return rows
-
-    def logits(self, ids: list[int], **inputs: Any) -> torch.Tensor:
-        with torch.no_grad():
-            values: torch.Tensor = self.reference(input_ids=torch.tensor([ids]), **inputs).logits[0]
-        return values
-
-
-def unit(row: torch.Tensor) -> np.ndarray:
-    result: np.ndarray = (row / row.norm()).numpy()
-    return result
-
-
-def texts_of(*lengths: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(7)
-    return [torch.randint(4, VOCAB, (length,), generator=generator).tolist() for length in lengths]
-
-
-TEXTS = texts_of(5, 1, 70, 19, 128)
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertModel", SMALL),
@@ -255,14 +173,16 @@ def test_a_model_that_generates_may_give_vectors(tmp_path: Path) -> None:
     assert model.info.pooling is None
 
 
-def test_real_weights_are_transformers_vectors(minilm_hf: Path) -> None:
-    """A fine-tune of all-MiniLM-L6, with sentence-transformers' files."""
-    worker = Worker(EngineConfig(model=ModelConfig(model=str(minilm_hf))), lambda name, detail: None)
+@pytest.mark.parametrize("name", ["minilm_hf", "mpnet_hf"])
+def test_real_weights_are_transformers_vectors(name: str, request: pytest.FixtureRequest) -> None:
+    """A fine-tune of all-MiniLM-L6, and all-mpnet-base-v2, with sentence-transformers' files."""
+    path: Path = request.getfixturevalue(name)
+    worker = Worker(EngineConfig(model=ModelConfig(model=str(path))), lambda name, detail: None)
     info = worker.load()
     assert info.pooling is not None and (info.pooling.kind, info.pooling.normalizes) == ("mean", True)
     generator = torch.Generator().manual_seed(1)
     texts = [torch.randint(1000, 30000, (length,), generator=generator).tolist() for length in (3, 250, 40)]
-    reference = transformers.AutoModel.from_pretrained(minilm_hf).eval().float()
+    reference = transformers.AutoModel.from_pretrained(path).eval().float()
     scheduler = Scheduler(EngineConfig(), info)
     for number, ids in enumerate(texts):
         scheduler.add(AddRequest(number, ids, SamplingParams(max_tokens=1), pooling=PoolingParams()))

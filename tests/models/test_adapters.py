@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.base.config import ModelConfig
+from octavo.base.config import LoraConfig, ModelConfig
 from octavo.base.errors import CheckpointError
-from octavo.models.adapters.adapter import Adapter, AdapterReader
+from octavo.models.adapters.adapter import AdapterReader
+from octavo.models.adapters.fitting import Adapter
 from octavo.models.implementation import definition_of
 from octavo.models.loader import open_checkpoint
 from support.adapters import write_adapter
@@ -31,7 +32,7 @@ def reader(smollm2_gguf: Path) -> AdapterReader:
     def base() -> Any:
         raise AssertionError("no adapter here asks for the model's own values")
 
-    return AdapterReader(definition, checkpoint.config, base, 16, None)
+    return AdapterReader(definition, checkpoint.config, base, LoraConfig(max_lora_rank=16), None, 8192)
 
 
 def permuted(b: Tensor, heads: int) -> Tensor:
@@ -120,14 +121,25 @@ PLAIN = {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B}
         ({}, {"lora_alpha": "many"}, "lora_alpha"),
         ({}, {"r": 8}, "has the rank 4, and adapter_config.json says 8"),
         ({}, {"rank_pattern": {"(": 4}}, "no regular expression"),
-        ({}, {"target_parameters": ["mlp.experts.gate_up_proj"]}, "target_parameters is not supported"),
+        ({}, {"target_parameters": "experts"}, "target_parameters is not a list of names"),
+        ({}, {"target_parameters": ["self_attn.q_proj.scales"]}, "target_parameters: scales of .*q_proj is not supp"),
         ({}, {"trainable_token_indices": [1, 2]}, "trainable_token_indices is not supported"),
+        ({}, {"trainable_token_indices": {"embed_tokens": [1]}}, "trainable_token_indices is not supported"),
+        ({}, {"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens is not supported"),
+        ({}, {"layer_replication": [[0, 4], [2, 5]]}, "layer_replication is not supported"),
+        ({}, {"use_qalora": True}, "use_qalora is not supported"),
+        ({}, {"kasa_config": {"beta": 1}}, "kasa_config is not supported"),
+        ({}, {"context_length": 16384}, "2 times the model's 8192 positions, and of --long-lora-sc.* is none"),
+        ({}, {"context_length": "long"}, "context_length is not a number of tokens"),
+        ({}, {"rank_pattern": {"q_proj": 2}}, "has the rank 4, and adapter_config.json says 2"),
+        ({}, {"alpha_pattern": {"q_proj": "high"}}, "the rank or lora_alpha of .*q_proj is not a number"),
+        ({"score.weight": torch.ones(2, HIDDEN)}, {"modules_to_save": ["score"]}, "'.*score.weight'.* no such module"),
         ({"model.layers.99.mlp.up_proj.lora_A.weight": A}, {}, r"layers.99.* the model has no such module"),
         ({"model.norm.weight": torch.ones(HIDDEN)}, {}, "model.norm.weight.* adapters of products alone"),
-        ({"model.layers.0.mlp.experts.1.up_proj.lora_A.weight": A}, {}, "adapters of experts are not supported"),
+        ({"model.layers.0.mlp.experts.1.up_proj.lora_A.weight": A}, {}, r"experts.1.up_proj.* no such module"),
         ({f"{Q}.lora_magnitude": torch.ones(HIDDEN)}, {}, "lora_magnitude'?: not a part of a LoRA adapter"),
         ({f"{Q}.bias": torch.ones(HIDDEN)}, {}, "q_proj.bias.* the model has no such bias"),
-        ({"model.embed_tokens.weight": torch.zeros(VOCAB + 2, HIDDEN)}, {}, "adapters cannot add tokens"),
+        ({"model.embed_tokens.weight": torch.zeros(VOCAB + 2, HIDDEN)}, {}, "adds 2 .* --lora-extra-vocab-size is 0"),
         ({f"{Q}.modules_to_save.weight": torch.zeros(HIDDEN, HIDDEN)}, {}, "modules_to_save"),
     ],
 )  # fmt: skip

@@ -70,6 +70,14 @@ def test_k9_values_that_replace_the_configurations_are_checked_as_its_own(tmp_pa
             load(tmp_path, bind("cpu"), **settings)
 
 
+def test_both_parts_of_a_model_that_sees_may_be_in_one() -> None:
+    flat = {"architectures": ["Qwen2VLForConditionalGeneration"], "hidden_size": 64, "vision_config": {"depth": 2}}
+    options = ModelConfig(model="m", hf_overrides='{"max_position_embeddings": 128}')
+    assert overridden(flat, options) == {**flat, "max_position_embeddings": 128}
+    parts = {"architectures": ["Qwen2VLForConditionalGeneration"], "text_config": {"hidden_size": 64}}
+    assert overridden(parts, options)["text_config"] == {"hidden_size": 64, "max_position_embeddings": 128}
+
+
 def test_one_rope_cannot_take_the_place_of_several() -> None:
     ropes = {"full_attention": {"rope_theta": 5.0}, "sliding_attention": {"rope_theta": 7.0}}
     with pytest.raises(InvalidConfig, match="rope_parameters"):

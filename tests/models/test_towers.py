@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.harness import Engine
+from models import tower_cases
 from octavo.base.errors import CheckpointError
 from octavo.base.media import MediaItem, PreparedMedia, place_media
 from octavo.base.params import SamplingParams
@@ -67,6 +68,7 @@ TEXTS: dict[str, dict[str, Any]] = {
         "model_type": "qwen3_vl_moe_text", "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
         "moe_intermediate_size": 24, "rope_parameters": TURNS,
     },
+    **tower_cases.TEXTS,
     "Gemma3": GEMMA,
     "PaliGemma": {"model_type": "gemma", "head_dim": 16},
     "Llama4": {
@@ -135,6 +137,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"vision_config": {**QWEN_ANY, "num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]}},
         {"min_pixels": 64, "max_pixels": 2048, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
     ),
+    **tower_cases.CASES,
     "gemma3": (
         "Gemma3",
         {"vision_config": {"model_type": "siglip_vision_model", **VISION}, "mm_tokens_per_image": 4},
@@ -186,6 +189,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {
             "vision_config": {"model_type": "siglip_vision_model", **VISION}, "vision_feature_layer": [-3, -1],
             "vision_feature_select_strategy": "full", "image_grid_pinpoints": [[16, 32], [32, 16]],
+            # Without `logits_scaling`, which transformers leaves out of a Granite that sees.
+            "text": {
+                "model_type": "granite", "embedding_multiplier": 3.0, "residual_multiplier": 0.5,
+                "attention_multiplier": 0.2,
+            },
         },
         {
             "size": {"height": 16, "width": 16}, "crop_size": {"height": 16, "width": 16},
@@ -253,7 +261,8 @@ class Case:
 
         family, options, self.settings = CASES[name]
         torch.manual_seed(0)
-        text = {**TEXT, **TEXTS.get(family, {})}
+        options = dict(options)
+        text = {**TEXT, **TEXTS.get(family, {}), **options.pop("text", {})}
         config = getattr(transformers, f"{family}Config")(
             text_config=text, image_token_id=IMAGE, tie_word_embeddings=False, **options
         )
@@ -302,6 +311,16 @@ class Case:
         return logits.float().log_softmax(-1)
 
     def inputs(self, images: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        if self.family == "MiniCPMV4_6":
+            from transformers.models.minicpmv4_6 import image_processing_pil_minicpmv4_6 as slicing
+
+            processor = slicing.MiniCPMV4_6ImageProcessorPil(**self.settings)
+            found = processor(list(images), return_tensors="pt")
+            return {name: found[name] for name in ("pixel_values", "target_sizes")}
+        if self.family.startswith("Glm4"):
+            from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+
+            return dict(Glm4vImageProcessorPil(patch_size=4, **self.settings)(list(images), return_tensors="pt"))
         if self.family in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3VLMoe"):
             from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -345,6 +364,22 @@ class Case:
 
         return Idefics3ImageProcessorPil(**self.settings)([list(images)], return_tensors="pt")["pixel_values"]
 
+    def company(self) -> None:
+        """What prompts give alone they give beside each other, bit for bit."""
+        params = SamplingParams(temperature=0.0, max_tokens=3, prompt_logprobs=0)
+        prompts = [
+            self.prompt([pixels(30, 20, 1)]),
+            self.prompt([pixels(40, 40, 2), pixels(16, 16, 3)]),
+            ([3, 4, 5], ()),
+        ]
+        requests = [AddRequest(i, ids, params, media=media) for i, (ids, media) in enumerate(prompts)]
+
+        def replies(asked: list[AddRequest]) -> list[Any]:
+            found = self.engine.run(asked, scheduler=self.engine.scheduler(prefix_caching=False)).replies
+            return [found[each.request_id] for each in asked]
+
+        assert replies(requests) == [reply for each in requests for reply in replies([each])]
+
     def reply(
         self, ids: list[int], media: tuple[MediaItem, ...], *, engine: Engine | None = None, **info: Any
     ) -> tuple[list[float], list[int]]:
@@ -381,6 +416,11 @@ def test_a_picture_in_chunks_is_the_same_bit_for_bit(case: Case) -> None:
     assert case.reply(ids, media, media_step_rows=1, media_cache_rows=1) == whole
 
 
+@pytest.mark.parametrize("case", ["glm4v", "minicpm-v-4.6"], indirect=True)
+def test_prompts_give_the_same_alone_and_in_company(case: Case) -> None:
+    case.company()
+
+
 @pytest.mark.parametrize("case", ["llava", "qwen2-vl", "gemma3"], indirect=True)
 def test_a_prompt_may_end_with_a_picture(case: Case) -> None:
     image = pixels(16, 16, 2)
@@ -393,7 +433,9 @@ def test_a_prompt_may_end_with_a_picture(case: Case) -> None:
     assert tokens[0] == int(logprobs[-1].argmax())
 
 
-@pytest.mark.parametrize("case", ["llava", "idefics3", "qwen3-vl", "gemma3", "mistral3", "internvl"], indirect=True)
+@pytest.mark.parametrize(
+    "case", ["llava", "idefics3", "qwen3-vl", "glm4v", "minicpm-v-4.6", "gemma3", "mistral3", "internvl"], indirect=True
+)
 def test_operations_one_by_one_are_the_native_program(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def bound(*args: Any, **options: Any) -> Ops:
         return dataclasses.replace(bind(*args, **options), program_runner=Runner)

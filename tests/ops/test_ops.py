@@ -149,6 +149,7 @@ def _attention_case(
     window: int = 0,
     softcap: float = 0.0,
     slopes: bool = False,
+    reach: int = -1,
     sinks: bool = False,
     chunked: bool = False,
     causal: bool = True,
@@ -156,7 +157,7 @@ def _attention_case(
     seen: KeyBlocks | None = None,
 ) -> Case:
     """seqs: (context length, tokens of this step). All that no sequence may read is NaN. span: each so many tokens see
-    each other. seen: the blocks of keys that a head sees."""
+    each other. seen: the blocks of keys that a head sees. reach: of biases by distance; -1: there are none."""
     hq, hkv, d = heads
     needed = [-(-context // block_size) for context, _ in seqs]
     num_blocks = sum(needed) + 2
@@ -188,6 +189,7 @@ def _attention_case(
         "window": window,
         "softcap": softcap,
         "slopes": 2.0 ** -torch.arange(1.0, hq + 1) if slopes else None,
+        "biases": 2 * randn(hq, 2 * reach + 1) if reach >= 0 else None,
         "chunked": chunked,
         # Some weigh next to nothing, some nearly all.
         "sinks": 4 * randn(hq) if sinks else None,
@@ -235,6 +237,13 @@ def _attention_cases() -> Iterator[Case]:
     many = (*mixed, (3, 40), (130, 200), (1, 2))
     yield _attention_case(many, (6, 6, 64), causal=False)
     yield _attention_case(many, (9, 3, 64), torch.bfloat16, 32, causal=False, softcap=5.0, sinks=True)
+    for window in (1, 20, 140):
+        yield _attention_case(mixed, (4, 2, 32), window=window, causal=False)
+    yield _attention_case(mixed, (6, 1, 64), torch.bfloat16, 32, window=70, causal=False)
+    yield _attention_case(mixed, (8, 2, 32), slopes=True, causal=False)
+    for reach in (0, 9, 200):
+        yield _attention_case(mixed, (6, 2, 32), reach=reach, causal=False)
+    yield _attention_case(mixed, (4, 4, 32), reach=50, window=40)
     for span in (7, 150):
         yield _attention_case(mixed, (4, 2, 32), span=span)
     yield _attention_case(mixed, (6, 1, 64), torch.bfloat16, 32, window=20, span=16)
@@ -302,6 +311,31 @@ def test_attention_has_the_same_bits_in_any_company(isa: str, mode: str) -> None
         assert torch.equal(_attend(case, [(i, i + 1) for i in tokens]), whole[tokens]), "decode"
         for i in tokens:
             assert torch.equal(_attend(case, [(i, i + 1)]), whole[i : i + 1]), "decode alone"
+
+
+BOTH_WAYS = {"window": {"window": 50}, "slopes": {"slopes": True}, "biases": {"reach": 70}}
+
+
+@pytest.mark.parametrize("mode", BOTH_WAYS)
+def test_rows_that_see_to_both_sides_have_the_same_bits_in_any_company(isa: str, mode: str) -> None:
+    """Sequences of which some are alone in a step, whatever the number of threads."""
+    seqs = ((300, 300), (1, 1), (130, 130), (40, 40))
+    case = _attention_case(seqs, (6, 2, 32), causal=False, **BOTH_WAYS[mode])
+    whole = case.run(NATIVE)[0]
+    starts = case.args["query_start_loc"].tolist()
+    for threads in (1, 3):
+        _cpu.set_num_threads(threads)
+        assert torch.equal(case.run(NATIVE)[0], whole)
+        for number in range(len(seqs)):
+            rows = slice(starts[number], starts[number + 1])
+            alone = {
+                "out": torch.full_like(case.args["out"][rows], torch.nan),
+                "qkv": case.args["qkv"][rows].contiguous(),
+                "block_tables": case.args["block_tables"][number : number + 1].contiguous(),
+                "seq_lens": case.args["seq_lens"][number : number + 1].contiguous(),
+                "query_start_loc": torch.tensor([0, rows.stop - rows.start], dtype=torch.int32),
+            }
+            assert torch.equal(replace(case, args=case.args | alone).run(NATIVE)[0], whole[rows])
 
 
 @pytest.mark.parametrize(("causal", "span"), [(False, 0), (True, 60)], ids=["all keys", "spans"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from support.server_fakes import MODEL, Server, make_server
+from support.server_fakes import MODEL, Server, engine_info, make_server
 
 KEY = {"authorization": "Bearer boss"}
 MESSAGES = [{"role": "user", "content": "a"}]
@@ -16,7 +16,7 @@ MESSAGES = [{"role": "user", "content": "a"}]
 @pytest.fixture
 def paths(tmp_path: Path) -> dict[str, str]:
     found = {}
-    for name in ("sql", "damaged"):
+    for name in ("sql", "damaged", "long"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "adapter_config.json").write_text("{}")
         found[name] = str(tmp_path / name)
@@ -96,3 +96,21 @@ def test_those_of_a_directory_are_loaded_when_they_are_named(paths: dict[str, st
     assert [card["id"] for card in server.get("/v1/models").json()["data"]][-1] == "sql"
     for name in ("../" + tmp_path.name + "/sql", "sql/.", ".", "..", "s" * 200):
         assert server.complete(model=name).status == 404
+
+
+def test_what_an_adapter_has_beyond_the_model_is_for_its_requests_alone(paths: dict[str, str]) -> None:
+    """Positions, and tokens behind the model's."""
+    info = engine_info(num_positions=100, extra_tokens=8)
+    server = make_server(takes_adapters=True, admin_api_key="boss", info=info)
+    for name in ("sql", "long"):
+        assert load(server, name, paths[name]).status == 200
+    new = info.vocab_size + 3
+    for name in (MODEL, "sql", "long"):
+        expected = 200 if name == "long" else 400
+        for prompt in ("a" * 150, [new]):
+            reply = server.post("/v1/completions", {"model": name, "prompt": prompt, "max_tokens": 5})
+            assert reply.status == expected, (name, reply.json())
+        body = {"model": name, "prompt": "a", "max_tokens": 5, "logit_bias": {str(new): 1.0}}
+        assert server.post("/v1/completions", body).status == expected
+    body = {"model": "long", "prompt": [new + 1], "max_tokens": 5}
+    assert server.post("/v1/completions", body).status == 400

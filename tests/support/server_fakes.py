@@ -27,7 +27,7 @@ from octavo.server.http.exchange import ASGIApp
 from octavo.server.metrics import Metrics
 from octavo.text.formats.table import REASONING_FORMATS, TOOL_FORMATS
 from octavo.text.grammars.tool_grammar import SpecialTokens
-from octavo.wire.messages import EngineInfo, TokenLogprobs
+from octavo.wire.messages import AdapterInfo, EngineInfo, TokenLogprobs
 
 MODEL = "tiny"
 CONTEXT = 512
@@ -179,10 +179,11 @@ class FakeEngine:
     async def reset_prefix_cache(self) -> None:
         self.num_resets += 1
 
-    async def load_adapter(self, key: str, path: str) -> None:
+    async def load_adapter(self, key: str, path: str) -> AdapterInfo:
         if "damaged" in path:
             raise ServerError(f"{path}: tensor 'x': it holds NaN or infinite values")
         self.adapters[key] = path
+        return AdapterInfo(num_extra=4, context_length=CONTEXT) if "long" in path else AdapterInfo()
 
     async def drop_adapter(self, key: str) -> None:
         self.adapters.pop(key, None)
@@ -199,7 +200,9 @@ class FakeEngine:
         self.requests.append(request)
         return self._deltas(request)
 
-    def detokenizer(self, params: SamplingParams) -> ByteDetokenizer:
+    def detokenizer(
+        self, params: SamplingParams, shown: frozenset[int] = frozenset(), tokenizer: Any = None
+    ) -> ByteDetokenizer:
         return ByteDetokenizer(params.skip_special_tokens)
 
     async def prepare_grammars(self) -> None: ...

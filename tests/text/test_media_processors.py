@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,26 @@ def test_qwen2_vl_sees_what_transformers_shows_it(size: tuple[int, int]) -> None
     assert np.array_equal(np.repeat(seen[:, :, None], 2, 2).reshape(len(values), -1), found["pixel_values"])
     lines, columns = (found["image_grid_thw"][0, 1:] // 2).tolist()
     assert media.grid == (1, lines, columns) and media.rows == lines * columns
+
+
+@pytest.mark.parametrize("size", [(40, 60), (61, 35), (16, 16), (9, 90), (100, 100), (6, 5), (5, 500)])
+def test_glm4v_sees_what_transformers_shows_it(size: tuple[int, int]) -> None:
+    module = pytest.importorskip("transformers.models.glm4v.image_processing_pil_glm4v")
+    bounds = {"size": {"shortest_edge": 256, "longest_edge": 4096}}
+    reference = module.Glm4vImageProcessorPil(patch_size=4, **bounds)
+    config = {
+        "architectures": ["Glm4vForConditionalGeneration"], "image_token_id": 5,
+        "vision_config": {"patch_size": 4, "spatial_merge_size": 2, "image_size": 16},
+    }  # fmt: skip
+    processor = media_processor(config, bounds, IDS.get)
+    assert processor is not None
+    media = processor.image(pixels(*size), {})
+    found = reference(pixels(*size), return_tensors="np")
+    values, levels = array(media.tensors["patches"])[0], array(media.tensors["levels"])
+    seen = np.stack([levels[c][values.reshape(len(values), 3, 16)[:, c]] for c in range(3)], 1)
+    assert np.array_equal(np.repeat(seen[:, :, None], 2, 2).reshape(len(values), -1), found["pixel_values"])
+    assert media.grid == (1, *(found["image_grid_thw"][0, 1:] // 2).tolist())
+    assert media.text == "<|image|>" * media.rows
 
 
 def test_qwen2_vl_looks_as_closely_as_it_is_asked_to() -> None:
@@ -224,6 +245,42 @@ def test_pixtral_sees_what_transformers_shows_it(size: tuple[int, int], merge: i
     lines, columns = high // (4 * merge), wide // (4 * merge)
     assert media.rows == lines * columns
     assert media.text == "[IMG_BREAK]".join(["[IMG]" * columns] * lines) + "[IMG_END]"
+
+
+@pytest.mark.parametrize("size", [(40, 60), (61, 35), (16, 16), (9, 90), (100, 100), (31, 33), (64, 64)])
+@pytest.mark.parametrize("mode", ["16x", "4x"])
+def test_minicpm_v_sees_what_transformers_shows_it(size: tuple[int, int], mode: str) -> None:
+    name = "transformers.models.minicpmv4_6"
+    module = pytest.importorskip(f"{name}.image_processing_pil_minicpmv4_6")
+    processing = pytest.importorskip(f"{name}.processing_minicpmv4_6")
+    settings = {"scale_resolution": 32, "patch_size": 4, "downsample_mode": mode}
+    found = module.MiniCPMV4_6ImageProcessorPil(**settings)(pixels(*size), return_tensors="np")
+    config = {
+        "architectures": ["MiniCPMV4_6ForConditionalGeneration"], "image_token_id": 5, "downsample_mode": mode,
+        "vision_config": {"image_size": 28, "patch_size": 4},
+    }  # fmt: skip
+    processor = media_processor(config, settings, IDS.get)
+    assert processor is not None
+    media = processor.image(pixels(*size), {})
+    values, levels = array(media.tensors["patches"])[0], array(media.tensors["levels"])
+    seen = np.stack([levels[c][values.reshape(len(values), 3, 16)[:, c]] for c in range(3)], 1).reshape(len(values), -1)
+    shown = found["pixel_values"][0].reshape(3, 4, -1, 4).transpose(2, 0, 1, 3).reshape(len(values), -1)
+    counts = found["target_sizes"].prod(-1).tolist()
+    assert array(media.tensors["lens"]).tolist() == counts
+    for ours, theirs in zip(
+        np.split(seen, np.cumsum(counts)[:-1]), np.split(shown, np.cumsum(counts)[:-1]), strict=True
+    ):
+        assert np.array_equal(ours[np.lexsort(ours.T)], theirs[np.lexsort(theirs.T)])
+    marks = {
+        "image_start_token": "<image>", "image_end_token": "</image>", "slice_start_token": "<slice>",
+        "slice_end_token": "</slice>", "image_token": "<|image_pad|>", "slice_mode": True,
+    }  # fmt: skip
+    text = processing.MiniCPMV4_6Processor.replace_image_token(
+        types.SimpleNamespace(**marks), found, 0, image_token_divisor=16 if mode == "16x" else 4
+    )
+    assert media.text == f"<image_id>{{n}}</image_id>{text}"
+    assert media.text.count("<|image_pad|>") == media.rows
+    assert "<slice>" not in processor.image(pixels(*size), {"detail": "low"}).text
 
 
 def test_positions_follow_the_patches_in_their_squares() -> None:

@@ -69,6 +69,16 @@ def test_rows_that_see_all_keys() -> None:
     assert torch.equal(step.run(causal=False), expected)
 
 
+def test_rows_that_see_to_both_sides() -> None:
+    step = Step([(70, 70), (5, 5), (1, 1)], (4, 2, 32))
+    for window in (1, 20):
+        step.check(causal=False, window=window)
+    step.check(causal=False, slopes=2.0 ** -torch.arange(1.0, 5.0))
+    for reach in (0, 9):
+        step.check(causal=False, biases=torch.randn(4, 2 * reach + 1))
+    Step([(50, 1), (90, 70)], (4, 2, 32)).check(biases=torch.randn(4, 15))
+
+
 @pytest.mark.parametrize("window", [0, 20])
 def test_rows_that_see_the_whole_of_their_span(window: int) -> None:
     step = Step([(50, 1), (90, 70), (40, 40)], (4, 2, 32))

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from engine.drafters import Oracle
 from engine.harness import Engine, Reply, Run, request
@@ -341,6 +342,43 @@ def test_prompts_with_pictures_give_the_tokens_of_the_cpu(
     engine = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch)
     check(engine.run(requests, ahead=True, per_step=1), expected)
     assert engine.device.num_replays > 0
+
+
+def test_adapters_of_experts_with_tokens_and_positions_of_their_own_give_the_tokens_of_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(4)
+    config = transformers.MixtralConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.3, num_local_experts=3,
+    )  # fmt: skip
+    base = transformers.MixtralForCausalLM(config)
+    base.save_pretrained(tmp_path / "base")
+    experts = {}
+    for expert, name, (rows, columns) in ((0, "w1", (48, 32)), (1, "w2", (32, 48)), (2, "w3", (48, 32))):
+        module = f"model.layers.0.block_sparse_moe.experts.{expert}.{name}"
+        experts[f"{module}.lora_A.weight"] = torch.randn(4, columns) * 0.2
+        experts[f"{module}.lora_B.weight"] = torch.randn(rows, 4)
+    dense = random_adapter(base, r".*[qv]_proj", 4, 1)
+    for key, tensors, length in (("a", experts, None), ("b", dense, None), ("c", dense, 300)):
+        write_adapter(tmp_path / key, tensors, 4, context_length=length)
+    rows = {name: torch.randn(2, 32) for name in ("input_embeddings", "output_embeddings")}
+    save_file(rows, tmp_path / "b" / "new_embeddings.safetensors")
+    requests = []
+    for i, key in enumerate(["", "a", "b", "c"]):
+        ids = [3, 4 + i, *([VOCAB, VOCAB + 1] if key == "b" else [7, 8])]
+        requests.append(msgspec.structs.replace(request(i, ids, max_tokens=3, logprobs=2), adapter=key))
+    lora = LoraConfig(enable_lora=True, max_loras=2, max_cpu_loras=3, lora_extra_vocab_size=256,
+                      long_lora_scaling_factors=[3.0])  # fmt: skip
+    replies: dict[int, Reply] = {}
+    for device in (None, InterpretedDevice()):
+        engine = TinyEngine(tmp_path / "base", device, monkeypatch, lora=lora)
+        for key in "abc":
+            engine.worker.read_adapter(key, str(tmp_path / key))
+        run = engine.run(requests, ahead=device is not None, per_step=1)
+        if device is None:
+            replies = run.replies
+    check(run, replies)
 
 
 def test_prompts_with_sounds_give_the_tokens_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from octavo.ops import reference
-from octavo.ops.lora import LoraPart, LoraWeights
-from octavo.ops.triton import lora
+from octavo.ops.lora import ExpertDeltas, ExpertsBank, LoraPart, LoraWeights
+from octavo.ops.triton import experts, lora
 from support.tensors import randn
 
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 5e-2}
@@ -44,3 +44,42 @@ def test_rows_get_what_their_adapters_add(columns: tuple[int, ...], K: int, rank
     untouched = (slots < 0) | (slots == 2)
     assert torch.equal(out[untouched], before[untouched])
     lora.lora_delta(out[:0], x[:0], slots[:0], bank)
+
+
+@pytest.mark.parametrize("scales_input", [False, True])
+def test_adapters_of_experts_add_within_the_mixture(scales_input: bool) -> None:
+    """Two slots; of some experts an adapter changes nothing, and rows of slot -1 stay as they are."""
+    width, inner, num, rows, top_k = 40, 24, 5, 19, 2
+    ups = [([randn(inner, width, seed=9 * e + p) * 0.2 for p in range(2)], [None, None]) for e in range(num)]
+    downs = [([randn(width, inner, seed=70 + e) * 0.2], [None]) for e in range(num)]
+    ids = torch.stack([torch.randperm(num, generator=torch.Generator().manual_seed(i))[:top_k] for i in range(rows)])
+    ids, mix, x = ids.int(), randn(rows, top_k).abs(), randn(rows, width)
+    slots = torch.tensor([i % 3 - 1 for i in range(rows)], dtype=torch.int32)
+
+    def run(module: object, packed: list[object], make: object, given: torch.Tensor | None) -> torch.Tensor:
+        banks = []
+        for columns, size in (((inner, inner), width), ((width,), inner)):
+            bank = ExpertsBank(make(columns, size, 2 * num, 8, torch.float32), num, 2)  # type: ignore[operator]
+            for slot in range(2):
+                bank.put(slot, {e: weights(columns, size, 8, torch.float32, slot) for e in range(slot, num, 2)})
+            bank.put(1, {e: weights(columns, size, 8, torch.float32, e) for e in (0, 3)})
+            banks.append(bank)
+        out = torch.full_like(x, torch.nan)
+        scratch = {"grouped": width, "gate_up": 2 * inner, "act": inner}
+        module.experts(  # type: ignore[attr-defined]
+            out, x, ids, mix, *packed, "silu", places=torch.zeros_like(ids), scales_input=scales_input,
+            deltas=None if given is None else ExpertDeltas(given, *banks),
+            **{name: torch.full((rows, top_k * size), torch.nan) for name, size in scratch.items()},
+        )  # fmt: skip
+        return out
+
+    def bank(*args: object) -> lora.LoraBank:
+        return lora.LoraBank(*args, torch.device("cpu"))  # type: ignore[arg-type]
+
+    plain = [reference.pack_experts(each) for each in (ups, downs)]
+    packed = [experts.pack_experts(each, torch.float32, lambda t: t, False) for each in (ups, downs)]
+    expected = run(reference, plain, reference.lora_bank, slots)
+    found, before = run(experts, packed, bank, slots), run(experts, packed, bank, None)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found[slots < 0], before[slots < 0])
+    assert (found - before).abs().amax(dim=1)[slots >= 0].median() > 0.01

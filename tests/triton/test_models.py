@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import transformers
 
 from models import test_dense_families as dense
 from models.expert_cases import GPT_OSS_ROPE
@@ -25,6 +27,9 @@ from models.running import load, prompt_logits
 from models.test_gemma_layers import EXPERTS, GEMMA3N, GEMMA4
 from octavo.ops.table import Binding, Ops, bind
 from octavo.ops.triton.experts_int import IntExperts
+from octavo.worker.encoder import EncoderRunner
+from support.interpreted_device import InterpretedDevice
+from support.plain_encoders import jina_v2_rows, make_jina_v2, make_nomic_moe, nomic_moe_rows
 from support.tiny_phi3_small import logits_of, make_phi3_small
 
 PROMPT = torch.randint(0, 96, (21,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -123,6 +128,51 @@ def test_logits_of_dense_families(case: str, tmp_path: Path) -> None:
     table = ops()
     (ours,) = prompt_logits(load(tmp_path, table), table, [PROMPT])
     torch.testing.assert_close(ours, transformers_logits(model, [PROMPT])[0], rtol=1e-3, atol=1e-3)
+
+
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "windows to both sides": (
+        "Gemma3TextModel", {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8,
+                            "use_bidirectional_attention": True, "query_pre_attn_scalar": 24,
+                            "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "biases by distance": ("MPNetModel", {}),
+}  # fmt: skip
+
+
+def encoded(path: Path) -> list[torch.Tensor]:
+    """The rows of a prompt, and those of a shorter one beside it."""
+    table = ops()
+    loaded = load(path, table)
+    runner = EncoderRunner(loaded.model.definition.program, table, InterpretedDevice(), loaded.weights)
+    lens = [len(PROMPT), 1, 9]
+    ids = np.array([*PROMPT, *PROMPT[:1], *PROMPT[:9]], np.int32)
+    return list(runner.run(lens, token_ids=ids).clone().split(lens))
+
+
+@pytest.mark.parametrize("case", ENCODERS)
+def test_rows_of_encoders(case: str, tmp_path: Path) -> None:
+    name, options = ENCODERS[case]
+    config = getattr(transformers, name.replace("Model", "Config"))(
+        vocab_size=96, num_attention_heads=2, max_position_embeddings=40, **SMALL, **options
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        model.save_pretrained(tmp_path)
+        for rows in encoded(tmp_path):
+            expected = model(input_ids=torch.tensor([PROMPT[: len(rows)]])).last_hidden_state[0]
+            torch.testing.assert_close(rows, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [make_jina_v2, make_nomic_moe], ids=["alibi to both sides", "experts"])
+def test_rows_of_encoders_that_transformers_has_not(make: Any, tmp_path: Path) -> None:
+    values = make(tmp_path)
+    rows_of = jina_v2_rows if make is make_jina_v2 else nomic_moe_rows
+    for rows in encoded(tmp_path):
+        torch.testing.assert_close(rows, rows_of(values, PROMPT[: len(rows)]), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

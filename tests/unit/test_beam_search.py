@@ -64,7 +64,7 @@ class TableClient:
         yield Held(request)
         self.is_in_flight = False
 
-    def detokenizer(self, params: SamplingParams) -> IncrementalDetokenizer:
+    def detokenizer(self, params: SamplingParams, shown: Any = (), tokenizer: Any = None) -> IncrementalDetokenizer:
         return IncrementalDetokenizer(TOKENIZER, params.skip_special_tokens)
 
 

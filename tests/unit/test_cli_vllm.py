@@ -179,7 +179,6 @@ def test_what_asks_for_what_octavo_does_anyway_is_accepted_and_told(words: str) 
         ("--tensor-parallel-size 2", "several devices are not built yet"),
         ("-tp 2", "several devices are not built yet"),
         ("--enable-prompt-adapter", "prompt adapters are not built yet"),
-        ("--long-lora-scaling-factors 4.0", "adapters share the model's positions"),
         ("--speculative-model m", "speculative decoding is not built yet"),
         ('--speculative-config {"method":"ngram"}', "speculative decoding is not built yet"),
         ("--num-speculative-tokens 5", "speculative decoding is not built yet"),

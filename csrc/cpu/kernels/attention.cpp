@@ -61,7 +61,10 @@ struct Shape {
     }
     // The first key that a token of the tile does not see.
     int end_key(const Tile& t, int token) const {
-        if (!args.causal) return args.seq_lens[t.seq];
+        if (!args.causal) {
+            const int end = args.seq_lens[t.seq];
+            return args.window && position(t, token) + args.window < end ? position(t, token) + args.window : end;
+        }
         if (args.key_ends) return args.key_ends[args.query_start_loc[t.seq] + t.first_token + token];
         return position(t, token) + 1;
     }
@@ -179,7 +182,10 @@ struct TileRun {
     }
 
     // How many rows from any multiple of it on are sure to see the same keys: heads of one token, or all.
-    int rows_of_one_limit() const { return s.group == rows || !s.args.causal ? kMaxRows : s.group <= kMaxRows ? s.group : 1; }
+    int rows_of_one_limit() const {
+        if (s.group == rows || !(s.args.causal || s.args.window)) return kMaxRows;
+        return s.group <= kMaxRows ? s.group : 1;
+    }
 
     void find_tiles(int base, Range all) {
         for (int t = all.first / kKeyTile; t * kKeyTile < all.end; ++t) {
@@ -289,7 +295,8 @@ struct TileRun {
                 const Range mine = seen(row, base);
                 if (mine.first < mine.end) scale_tiles(w.scores + row * kChunk, key_tiles, dim, mine.first, mine.end);
             }
-            if (s.args.slopes) add_bias(w.scores + row * kChunk, row, base);
+            if (s.args.slopes) add_slope(w.scores + row * kChunk, row, base);
+            if (s.args.biases) add_bias(w.scores + row * kChunk, row, base);
             soften(w.scores + row * kChunk, row, base, seen(at, count, base), &out.max[row], &out.sum[row]);
         }
         const int panels = s.padded / kKeyTile, panel_step = rows <= kMaxRows ? panels : tiles_at_once(kMaxRows);
@@ -355,8 +362,9 @@ struct TileRun {
         for (int i = end; i < shared.end; ++i) x[i] = 0.0f;
     }
 
-    // What lies at a distance weighs less, in the tiles that the row sees: slope * (key - query position).
-    void add_bias(float* x, int row, int base) const {
+    // What lies at a distance weighs less, in the tiles that the row sees: slope * (key - query position), or of rows that see
+    // what lies behind them -slope * |key - query position|.
+    void add_slope(float* x, int row, int base) const {
         float lanes[VW];
         for (int i = 0; i < VW; ++i) lanes[i] = float(i);
         const Range mine = seen(row, base);
@@ -364,8 +372,21 @@ struct TileRun {
         const int offset = base - s.position(tile, row / s.group);
         const vf slope = vf_set(s.args.slopes[tile.kv_head * s.group + row % s.group]), lane = vf_load(lanes);
         for (int i = first; i < end; i += VW) {
-            const vf distance = vf_add(vf_set(float(offset + i)), lane);
+            vf distance = vf_add(vf_set(float(offset + i)), lane);
+            if (!s.args.causal) distance = vf_sub(vf_zero(), vf_max(distance, vf_sub(vf_zero(), distance)));
             vf_store(x + i, vf_add(vf_load(x + i), vf_mul(slope, distance)));
+        }
+    }
+
+    // What is told of a head's scores by key - query position, in the tiles that the row sees.
+    void add_bias(float* x, int row, int base) const {
+        const Range mine = seen(row, base);
+        const int first = mine.first / kKeyTile * kKeyTile, end = (mine.end + kKeyTile - 1) / kKeyTile * kKeyTile;
+        const int reach = s.args.reach, offset = base - s.position(tile, row / s.group);
+        const float* bias = s.args.biases + int64_t(head_of(row)) * (2 * reach + 1) + reach;
+        for (int i = first; i < end; ++i) {
+            const int distance = offset + i;
+            x[i] += bias[distance < -reach ? -reach : distance > reach ? reach : distance];
         }
     }
 

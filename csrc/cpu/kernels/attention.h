@@ -34,12 +34,15 @@ struct AttentionArgs {
     bool is_latent;  // one kv head, whose keys lie in rows of which the first value_dim are the values
     float scale;
     float k_scale, v_scale;  // of float8 without a latent: what is cached times it is the key or value; else 1
-    int window;     // 0: none; else a key at a distance < window is seen
+    int window;     // 0: none; else a key at a distance < window is seen, of rows that are not causal to both sides
     bool chunked;   // instead, if there is a window: the keys of the chunk of so many positions that the query is in
     float softcap;  // 0: none
-    const float* slopes;  // [num_heads] or null: slope times (key - query position) is added to a score (ALiBi)
+    const float* slopes;  // [num_heads] or null: slope times (key - query position) is added to a score (ALiBi); of rows that
+                          // are not causal, minus slope times the distance
+    const float* biases;  // [num_heads][2 reach + 1] or null: what is added to a score by key - query position, from -reach
+    int reach;            // on; what lies further away is as far as the first or the last
     const float* sinks;   // [num_heads] or null: the score of one more key, whose value is zero
-    bool causal;          // else each row sees all seq_len keys of its sequence; no window and no slopes then
+    bool causal;          // else each row sees all seq_len keys of its sequence, or those of its window
     const int32_t* key_ends;  // [rows] or null: a row sees the keys before it, instead of before its position + 1; within a
                               // sequence it never falls
     KeyBlocks blocks;  // if it has a size, rows are causal, without a window and without ends of their own

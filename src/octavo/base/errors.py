@@ -55,6 +55,11 @@ class InvalidRequest(RequestError):
     """A field has a wrong type or value; `param` names it."""
 
 
+def unusable_adapter(name: str, reason: str, param: str) -> InvalidRequest:
+    """`reason` names its file, and the tensor that does not fit."""
+    return InvalidRequest(f"The adapter `{clip(name, 64)}` cannot be used: {reason}", param)
+
+
 class ContextLengthExceeded(RequestError):
     """The prompt, or the prompt and the tokens asked for, do not fit the context or the KV cache."""
 

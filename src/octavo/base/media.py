@@ -13,10 +13,14 @@ cut into several spans. Where an item with a grid has a span for each of its tim
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
+
+#: In a family's placeholder the number of the medium, from 1 on; in the text that stands for it, from 0 on.
+NUMBER: Final = "{n}"
 
 #: "embeds": rows that are ready; the arrays hold them as "rows", [rows, hidden size].
 MediaKind = Literal["image", "video", "audio", "embeds"]
@@ -70,6 +74,11 @@ class MediaItem(msgspec.Struct, array_like=True, frozen=True, gc=False):
     @property
     def rows(self) -> int:
         return sum(length for _, length in self.spans)
+
+
+def placeholder_pattern(placeholder: str) -> str:
+    """A regular expression: in the place of a number a number may stand, or nothing that tells it yet."""
+    return rf"(?:\d+|{re.escape(NUMBER)})".join(map(re.escape, placeholder.split(NUMBER)))
 
 
 def media_digest(

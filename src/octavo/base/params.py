@@ -402,6 +402,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     adapter: str = ""  # key of the adapter that it runs with; "": none
     adapter_name: str = ""  # as it is served, for metrics
     adapter_path: str = ""
+    tokenizer: Any = None  # `text.tokenizers.tokenizer.Tokenizer` of the adapter; None: the model's
+    eos_token_ids: tuple[int, ...] = ()  # with it: the tokens that end a text
     trace_headers: tuple[tuple[str, str], ...] = ()  # traceparent and tracestate, as the caller sent them
     is_chat: bool = False  # the prompt is a conversation, for traces
     media: tuple[MediaItem, ...] = ()  # what tokens of the prompt stand for, in order

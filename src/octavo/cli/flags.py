@@ -128,7 +128,9 @@ class Flag:
             except ValueError as e:
                 raise InvalidConfig(f"{self.option}: {text!r} is not a JSON list: {e}") from None
             return list(self.from_yaml(value))
-        return [self.from_text(word) for word in (text.split(",") if self.kind is int or self.choices else [text])]
+        return [
+            self.from_text(word) for word in (text.split(",") if self.kind in (int, float) or self.choices else [text])
+        ]
 
     def from_yaml(self, value: Any) -> Any:
         """A value of the config file. Text is read as on the command line; other types must fit."""

@@ -111,7 +111,7 @@ class Admission:
         check_encoder_input(request.encoder_token_ids, self._info)
         if (most := self._info.max_media_items) and len(request.media) > most:
             raise InvalidRequest(f"The model takes at most {most} images in one request.", "messages")
-        self._check_ids([*request.prompt_token_ids, *request.encoder_token_ids])
+        self._check_ids([*request.prompt_token_ids, *request.encoder_token_ids], bool(request.adapter))
         if (params.prompt_logprobs or 0) * len(request.prompt_token_ids) > MAX_PROMPT_SCORES:
             raise InvalidRequest(
                 f"`prompt_logprobs` times the length of the prompt must be at most {MAX_PROMPT_SCORES}.",
@@ -148,7 +148,8 @@ class Admission:
             self._finish_interval += 0.1 * (now - self._last_finish - self._finish_interval)
         self._last_finish = now
 
-    def _check_ids(self, ids: list[int]) -> None:
+    def _check_ids(self, ids: list[int], has_adapter: bool) -> None:
         # Against the width of the logits, not the tokenizer's length: an id beyond it would reach foreign memory.
-        if min(ids) < 0 or max(ids) >= self._info.vocab_size:
-            raise InvalidRequest(f"The prompt has token ids outside 0..{self._info.vocab_size - 1}.", "prompt")
+        num_ids = self._info.vocab_size + (self._info.extra_tokens if has_adapter else 0)
+        if min(ids) < 0 or max(ids) >= num_ids:
+            raise InvalidRequest(f"The prompt has token ids outside 0..{num_ids - 1}.", "prompt")

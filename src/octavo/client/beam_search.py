@@ -21,6 +21,7 @@ from octavo.base.errors import OctavoError
 from octavo.base.params import BeamParams, GenerateRequest, SamplingParams
 from octavo.client.generation import CompletionDelta, Detokenizer, FinalOutput, GenerationDelta, GenerationStream, fold
 from octavo.client.observer import FinishedRequest, FinishedSample, Observer, RequestTimes
+from octavo.text.tokenizers.tokenizer import Tokenizer
 from octavo.wire.messages import EngineInfo, TokenLogprobs
 
 
@@ -51,7 +52,9 @@ class BeamClient(Protocol):
         """The block counts as this request, also between two steps."""
         ...
 
-    def detokenizer(self, params: SamplingParams) -> Detokenizer: ...
+    def detokenizer(
+        self, params: SamplingParams, shown: frozenset[int] = ..., tokenizer: Tokenizer | None = None
+    ) -> Detokenizer: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +209,7 @@ class _Search:
     def _output(self, index: int, beam: _Beam) -> CompletionDelta:
         ids = list(beam.token_ids)
         hides_end = beam.finish_reason == "stop" and not self._params.include_stop_str_in_output
-        detokenizer = self._client.detokenizer(self._params)
+        detokenizer = self._client.detokenizer(self._params, tokenizer=self._request.tokenizer)
         text = detokenizer.push(ids[:-1] if hides_end else ids) + detokenizer.finish()
         logprobs = None
         if (k := self._params.logprobs) is not None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from octavo.base.config import EngineConfig
-from octavo.base.errors import Aborted, EngineDead, OctavoError, Overloaded, ServerError, ShuttingDown
+from octavo.base.errors import Aborted, EngineDead, OctavoError, Overloaded, ServerError, ShuttingDown, unusable_adapter
 from octavo.base.params import GenerateRequest, SamplingParams
 from octavo.client.admission import Admission
 from octavo.client.beam_search import Held, beam_search
@@ -34,6 +34,7 @@ from octavo.text.tokenizers.stop import StopMatcher
 from octavo.text.tokenizers.vocabulary import all_eos_token_ids
 from octavo.wire.messages import (
     Abort,
+    AdapterInfo,
     AddRequest,
     CallResult,
     EngineCoreOutput,
@@ -235,7 +236,7 @@ class EngineClient:
                         request_id=sample.request_id,
                         prompt_token_ids=request.prompt_token_ids,
                         params=other_params if index else engine_params,
-                        eos_token_ids=self.eos_token_ids,
+                        eos_token_ids=self.eos_token_ids if request.tokenizer is None else request.eos_token_ids,
                         sample_index=index,
                         priority=request.priority,
                         cache_salt=request.cache_salt,
@@ -277,9 +278,11 @@ class EngineClient:
             self._num_held -= request.num_sequences
             self._note_idle()
 
-    def detokenizer(self, params: SamplingParams, shown: frozenset[int] = frozenset()) -> IncrementalDetokenizer:
-        """`shown`: special tokens that stay in the text all the same."""
-        return IncrementalDetokenizer(self._tokenizer, params.skip_special_tokens, shown)
+    def detokenizer(
+        self, params: SamplingParams, shown: frozenset[int] = frozenset(), tokenizer: Tokenizer | None = None
+    ) -> IncrementalDetokenizer:
+        """`shown`: special tokens that stay in the text all the same. `tokenizer`: None: the model's."""
+        return IncrementalDetokenizer(tokenizer or self._tokenizer, params.skip_special_tokens, shown)
 
     def _note_idle(self) -> None:
         if not self._samples and not self._num_held:
@@ -287,7 +290,7 @@ class EngineClient:
 
     def _new_sample(self, state: RequestState, index: int, params: SamplingParams) -> SampleState:
         self._num_ids += 1
-        detokenizer = self.detokenizer(params, state.request.shown_special_ids)
+        detokenizer = self.detokenizer(params, state.request.shown_special_ids, state.request.tokenizer)
         matcher = StopMatcher(params.stop, params.include_stop_str_in_output) if params.stop else None
         sample = SampleState(state, self._num_ids, index, detokenizer, matcher)
         state.samples.append(sample)
@@ -317,6 +320,13 @@ class EngineClient:
             state.error = error
             self._abort_open(state, "error")
             state.wake()
+
+    @staticmethod
+    def _error_of(state: RequestState, output: EngineCoreOutput) -> OctavoError:
+        text = output.error or "The engine failed this request."
+        if output.is_of_adapter:
+            return unusable_adapter(state.request.adapter_name, text, "model")
+        return ServerError(text)
 
     def _abort_open(self, state: RequestState, reason: str) -> None:
         ids = [sample.request_id for sample in state.samples if sample.request_id in self._samples]
@@ -356,9 +366,9 @@ class EngineClient:
         """Forget every cached block; running requests keep theirs. Raises `ServerError`."""
         await self.call("reset_prefix_cache")
 
-    async def load_adapter(self, key: str, path: str) -> None:
+    async def load_adapter(self, key: str, path: str) -> AdapterInfo:
         """Have the engine read an adapter. Raises `ServerError` with what is wrong with its files."""
-        await self.call("load_adapter", key, path)
+        return msgspec.convert(await self.call("load_adapter", key, path), AdapterInfo)
 
     async def drop_adapter(self, key: str) -> None:
         """No request comes with this adapter any more; those that have it go on."""
@@ -421,7 +431,7 @@ class EngineClient:
             if sample is None:
                 continue  # it was aborted meanwhile
             if output.finish_reason == "error":
-                self._fail(sample.request, ServerError(output.error or "The engine failed this request."))
+                self._fail(sample.request, self._error_of(sample.request, output))
                 continue
             try:
                 if output.prompt_logprobs:

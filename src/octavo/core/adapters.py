@@ -17,6 +17,7 @@ from octavo.base.errors import OctavoError
 from octavo.core.executors.executor import Executor
 from octavo.core.limits import Candidate
 from octavo.core.request import Request
+from octavo.wire.messages import AdapterInfo
 
 logger = logging.getLogger("octavo.core")
 
@@ -30,6 +31,7 @@ class AdapterRead:
 
     key: str
     error: str | None
+    info: AdapterInfo = AdapterInfo()
 
 
 class KeptAdapters:
@@ -40,7 +42,7 @@ class KeptAdapters:
     ) -> None:
         """`in_use`: the keys of the adapters of all requests that the scheduler has."""
         self._executor, self._deliver, self._most, self._in_use = executor, deliver, most, in_use
-        self._kept: dict[str, None] = {}  # the one used last at the end
+        self._kept: dict[str, AdapterInfo] = {}  # the one used last at the end
         self._reading: set[str] = set()
         self._retired: set[str] = set()
         self._paths: dict[str, str] = {}
@@ -58,9 +60,12 @@ class KeptAdapters:
         """Whether it is there; it counts as used."""
         if key not in self._kept:
             return False
-        del self._kept[key]
-        self._kept[key] = None
+        self._kept[key] = self._kept.pop(key)
         return True
+
+    def info(self, key: str) -> AdapterInfo | None:
+        """Of an adapter that is there."""
+        return self._kept.get(key)
 
     def wait(self, key: str, path: str, number: int, waiter: Waiter) -> None:
         """Tell `waiter` when the host keeps it. `number`: of the request that waits; below 0: it is none."""
@@ -105,7 +110,7 @@ class KeptAdapters:
     def on_read(self, read: AdapterRead) -> None:
         self._reading.discard(read.key)
         if read.error is None:
-            self._kept[read.key] = None
+            self._kept[read.key] = read.info
         self._tell(read.key, read.error)
 
     def _tell(self, key: str, error: str | None) -> None:
@@ -129,8 +134,9 @@ class KeptAdapters:
 
     def _read(self, key: str, path: str) -> None:
         error: str | None = None
+        info = AdapterInfo()
         try:
-            self._executor.read_adapter(key, path)
+            info = self._executor.read_adapter(key, path)
         except OctavoError as exc:
             error = exc.message
         except MemoryError:
@@ -138,7 +144,7 @@ class KeptAdapters:
         except Exception as exc:  # a damaged file must not end the engine
             logger.exception("the adapter %s could not be read", path)
             error = f"{path}: {type(exc).__name__}: {exc}"
-        self._deliver(AdapterRead(key, error))
+        self._deliver(AdapterRead(key, error, info))
 
 
 class AdapterLimit:

@@ -97,7 +97,7 @@ class EngineCore:
         self.scheduler = Scheduler(config, info, drafter)
         self._executor = executor
         self._inbox = connection.inbox
-        self.structured = StructuredOutputs(info.vocab_size, self._inbox.put, compiler)
+        self.structured = StructuredOutputs(info.vocab_size + info.extra_tokens, self._inbox.put, compiler)
         self.adapters = KeptAdapters(executor, self._inbox.put, config.lora.num_kept, self._adapters_in_use)
         self._send = connection.send
         self._num_ahead = 1 if info.plans_ahead else 0  # steps that may be under way when an answer is taken in
@@ -273,13 +273,16 @@ class EngineCore:
         return {request.adapter for request in self.scheduler.requests.values()}
 
     def _load_adapter(self, message: Call) -> None:
-        """The call's result comes when the host keeps the adapter, or cannot."""
+        """The call's result, an `AdapterInfo`, comes when the host keeps the adapter, or cannot."""
         key, path = message.args
         if not self.scheduler.takes_adapters:
             self._send(CallResult(message.call_id, error="The engine was started without --enable-lora."))
             return
         self.adapters.wait(
-            key, path, -1 - message.call_id, lambda error: self._send(CallResult(message.call_id, error=error))
+            key,
+            path,
+            -1 - message.call_id,
+            lambda error: self._send(CallResult(message.call_id, self.adapters.info(key), error=error)),
         )
 
     def _add(self, message: AddRequest, matcher: Matcher | None = None) -> None:
@@ -292,7 +295,7 @@ class EngineCore:
             if error is None:
                 self._queue(message, matcher)
             else:
-                self._outputs.append(EngineCoreOutput(message.request_id, [], "error", error=error))
+                self._outputs.append(EngineCoreOutput(message.request_id, [], "error", error=error, is_of_adapter=True))
 
         self.adapters.wait(message.adapter, message.adapter_path, message.request_id, go_on)
 

@@ -11,6 +11,11 @@ from octavo.files.sources import adapter_snapshot
 
 #: PEFT's two files, whatever form the second has.
 FILES: Final = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "*.gguf")
+#: And others that it may have: rows of tokens that it adds, and its own tokenizer.
+_MORE: Final = (
+    "new_embeddings.safetensors", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json",
+    "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 
 
 def resolve_adapter(name: str, config: ModelConfig) -> Path:
@@ -19,7 +24,7 @@ def resolve_adapter(name: str, config: ModelConfig) -> Path:
     if not path.exists():
         if name.startswith(("/", "./", "../", "~")):
             raise CheckpointError(f"{name}: there is no such directory or file")
-        path = adapter_snapshot(name, config, FILES)
+        path = adapter_snapshot(name, config, FILES + _MORE)
     if path.is_dir() and not (path / FILES[0]).is_file():
         files = sorted(path.glob("*.gguf"))
         if len(files) != 1:

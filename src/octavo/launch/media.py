@@ -27,7 +27,7 @@ def load_processor(config: ModelConfig, info: EngineInfo, tokenizer: Tokenizer) 
         return None
     # With numpy, which a server of text need not load.
     from octavo.text.media.sound_table import sound_processor, sound_settings
-    from octavo.text.media.table import image_settings, media_processor, video_settings
+    from octavo.text.media.table import OPENING, image_settings, media_processor, video_settings
 
     values: Mapping[str, Any]
     video: Mapping[str, Any] | None = None
@@ -41,6 +41,8 @@ def load_processor(config: ModelConfig, info: EngineInfo, tokenizer: Tokenizer) 
         files = [_read(source / f"{name}_config.json") for name in ("processor", "preprocessor")]
         settings = image_settings(*files)
         video = video_settings(files[0], _read(source / "video_preprocessor_config.json"), files[1])
+    opening = tokenizer.decode(tokenizer.encode(""), skip_special_tokens=False)
+    settings = {**settings, OPENING: opening}
     processor: AnyProcessor | None = media_processor(values, settings, tokenizer.token_to_id, video)
     if isinstance(processor, MediaProcessor) and processor.placeholder_id < 0:
         text = getattr(processor, "row_text", processor.placeholder)

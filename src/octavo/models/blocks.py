@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix
-from octavo.models.spec import AlibiSpec, LogQScaleSpec, NormSpec, QScaleSpec, RopeSpec
+from octavo.models.spec import AlibiSpec, LogQScaleSpec, NormSpec, QScaleSpec, RelativeSpec, RopeSpec
 from octavo.ops.operands import Buffer, Heads, KeyBlocks, Latent
 from octavo.ops.operations import (
     Act,
@@ -51,7 +51,8 @@ class Attention:
     scale: float
     rope: RopeSpec | None = None
     alibi: AlibiSpec | None = None
-    window: int = 0  # keys at a distance below it are seen; 0: all
+    relative: RelativeSpec | None = None
+    window: int = 0  # keys at a distance below it are seen, to both sides where it is not causal; 0: all
     chunked: bool = False  # instead those of the query's chunk of `window` positions
     softcap: float = 0.0  # of the scores; 0: none
     has_sinks: bool = False  # each head sees one more key, of a score of its own and of no value
@@ -109,6 +110,7 @@ class Attention:
         written = heads if self.kv_from is None else replace(heads, num_kv_heads=0)
         rotation = None if self.rope is None or self.rope.sections else build.rotation(self.rope, dim)
         slopes = None if self.alibi is None else build.slopes(self.alibi)
+        biases = None if self.relative is None else build.relative_biases(self.relative, heads.num_heads)
         q_scales = None if self.q_scale is None else build.q_scales(self.q_scale)
         eps = 0.0 if self.qk_norm is None else self.qk_norm.eps
         sinks = None
@@ -133,6 +135,7 @@ class Attention:
                 scale=self.scale,
                 softcap=self.softcap,
                 slopes=slopes,
+                biases=biases,
                 sinks=sinks,
                 causal=self.causal,
                 reads_key_ends=self.reads_key_ends,
@@ -240,6 +243,7 @@ class GatedMLP:
     size: int
     activation: Activation
     bias: bool = False
+    down_bias: bool = False  # of down alone
     name: str = "mlp"
     gguf_suffix: str = ""
     gate_scale: float = 1.0
@@ -248,10 +252,11 @@ class GatedMLP:
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         def part(name: str, rows: int, scale: float = 1.0) -> Matrix:
-            gguf = f"ffn_{name}{self.gguf_suffix}"
+            bias = self.bias or (self.down_bias and name == "down")
             return Matrix(
-                name=f"{self.name}.{name}_proj", gguf=gguf, rows=rows, bias=self.bias, scale=scale, bias_scale=scale
-            )
+                name=f"{self.name}.{name}_proj", gguf=f"ffn_{name}{self.gguf_suffix}", rows=rows, bias=bias,
+                scale=scale, bias_scale=scale,
+            )  # fmt: skip
 
         inside = [part("gate", self.size, self.gate_scale), part("up", self.size)]
         gate_up = build.linear(x, f"{self.name}.gate_up", inside, shard=0)

@@ -8,7 +8,18 @@ from dataclasses import replace
 import torch
 
 from octavo.models.params import Matrix, Packing, Param, Role, TensorDecl
-from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, LogQScaleSpec, NormSpec, QScaleSpec, RopeSpec
+from octavo.models.rope import relative_buckets
+from octavo.models.spec import (
+    AlibiSpec,
+    ConstantSpec,
+    DerivedSpec,
+    HeadSpec,
+    LogQScaleSpec,
+    NormSpec,
+    QScaleSpec,
+    RelativeSpec,
+    RopeSpec,
+)
 from octavo.ops.operands import Buffer, Cache, Heads, Latent, State, Weight
 from octavo.ops.operations import GatherRotation, GivenRows, Linear, Norm, NormParts, Op
 
@@ -43,6 +54,10 @@ class Builder:
         """From here on names are those of a layer."""
         self._prefix, self._gguf_prefix = f"{self._layers}.{number}.", f"{self._gguf_layers}.{number}."
         self._layer = number
+
+    def part(self, name: str, gguf: str) -> None:
+        """From here on names are those of a part that is no layer of the list."""
+        self._prefix, self._gguf_prefix = f"{name}.", f"{gguf}."
 
     def top(self) -> None:
         """From here on names belong to no layer."""
@@ -154,12 +169,40 @@ class Builder:
             if rope.takes_turns and not rope.is_axial:
                 turns = ((pair // len(rope.sections), pair % len(rope.sections)) for pair in range(len(parts)))
                 parts = tuple(part if turn < rope.sections[part] else 0 for turn, part in turns)
+            parts += (0,) * (head_dim // 2 - len(parts))  # pairs that are not rotated
             self.ops.append(GatherRotation(out=out, places=places, rotation=table, parts=parts))
             self._rotation_rows[table] = out, places
         return self._rotation_rows[table]
 
     def slopes(self, alibi: AlibiSpec) -> Weight:
         return self._derived(alibi, (alibi.num_heads,))
+
+    def relative_biases(self, relative: RelativeSpec, num_heads: int) -> Weight:
+        """[num_heads, distances]: one table for all layers."""
+        buckets = relative_buckets(relative)
+        weight = Weight("relative_biases", (num_heads, len(buckets)))
+        if all(param.weight != weight for param in self.params):
+            name, shape = "relative_attention_bias.weight", (relative.num_buckets, num_heads)
+            tensor = TensorDecl(name=f"model.{name}", gguf=name, shape=shape, role="matrix")
+            self.params.append(Param(weight=weight, parts=(tensor,), packing="vector", rows=buckets, transposed=True))
+        return weight
+
+    def pooled_head(self, head: HeadSpec, width: int) -> None:
+        """Weights that no operation reads: those of a product with one row of `width`."""
+        if (of := head.of_table) is not None:
+            name, gguf = f"{of.name}.weight", f"{of.gguf}.weight"
+            tensor = TensorDecl(name=name, gguf=gguf, shape=(of.count, width), role="matrix")
+            weight = Weight(f"{head.name}.weight", (head.size, width))
+            self.params.append(
+                Param(weight=weight, parts=(tensor,), packing="vector", rows=of.rows, minus_rows=of.minus_rows)
+            )
+        else:
+            self.table(head.name, head.gguf, (head.size, width))
+        if head.bias:
+            self.vector([Matrix(name=head.name, gguf=head.gguf, rows=head.size)], head.name, "bias", "bias")
+        if head.norm is not None:
+            norm = Matrix(name=head.norm_name, gguf=head.norm_gguf, rows=head.size)
+            self._norm_vectors(head.norm, [norm], head.norm_name)
 
     def q_scales(self, scale: QScaleSpec | LogQScaleSpec) -> Weight:
         return self._derived(scale, (self._positions, 1))

@@ -48,10 +48,16 @@ class Definition:
     cache_groups: tuple[CacheGroup, ...]  # of the program's caches, by their index
     tower: TowerDefinition | None = field(default=None, kw_only=True)  # of a model that also sees
     encoder: EncoderDefinition | None = field(default=None, kw_only=True)
+    extra_tokens: int = field(default=0, kw_only=True)  # ids behind the vocabulary, which adapters give a meaning
     pictures: PicturesDefinition | None = field(default=None, kw_only=True)  # in the place of an encoder
     crossing: Program | None = field(
         default=None, kw_only=True
     )  # from the encoder's rows to the caches of those that see them, in their order
+
+    @property
+    def num_ids(self) -> int:
+        """Of tokens, and columns of the logits."""
+        return self.spec.vocab_size + self.extra_tokens
 
     @property
     def windows(self) -> tuple[int, ...]:
@@ -187,9 +193,7 @@ def grouped(ops: Sequence[Op]) -> tuple[list[Op], tuple[CacheGroup, ...]]:
 def _add_heads(build: Builder, pooling: PoolingSpec, width: int) -> None:
     """Weights that no operation of the program reads: those of one row."""
     for head in pooling.heads:
-        build.table(head.name, head.gguf, (head.size, width))
-        if head.bias:
-            build.vector([Matrix(name=head.name, gguf=head.gguf, rows=head.size)], head.name, "bias", "bias")
+        build.pooled_head(head, width)
         width = head.size
 
 
@@ -221,6 +225,9 @@ def _embeddings(build: Builder, spec: ModelSpec) -> Weight | None:
     if spec.pooling is not None:
         build.matrices(EMBEDDING, [replace(table, bias=False)], columns, None, "embedding")
         if spec.token_types and not spec.learned_positions:
+            if spec.types_by_id:
+                weight = Weight(EMBEDDING, (spec.token_types * spec.vocab_size, columns))
+                build.params[-1] = replace(build.params[-1], weight=weight)
             _token_types(build, spec)
         return None
     if spec.tie_word_embeddings:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from octavo.base.errors import CheckpointError
 from octavo.files.gguf import TensorInfo
 from octavo.files.projector import ARCHITECTURE as PROJECTOR
-from octavo.models import gguf_experts, gguf_gemma, gguf_states
+from octavo.models import gguf_encoders, gguf_experts, gguf_gemma, gguf_states
 
 
 @dataclass(frozen=True)
@@ -162,10 +162,19 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "granitehybrid": _Arch("GraniteMoeHybridForCausalLM", "granitemoehybrid", keys={**_MAMBA2_KEYS, **_GRANITE_KEYS}),
     "nemotron_h": _Arch("NemotronHForCausalLM", "nemotron_h", keys=_MAMBA2_KEYS),
     "nemotron_h_moe": _Arch("NemotronHForCausalLM", "nemotron_h", keys=_MAMBA2_KEYS),
-    "bert": _Arch("BertModel", "bert", "gelu", keys={"pooling_type": "pooling_type"}),
-    "nomic-bert": _Arch("NomicBertModel", "nomic_bert", "swiglu",
-                        keys={"pooling_type": "pooling_type", "rotary_emb_base": "rope.freq_base",
-                              "causal": "attention.causal"}),
+    "gemma-embedding": _Arch("Gemma3TextModel", "gemma3_text", has_norms_of_one=True, has_gemma_keys=True,
+                             keys={"layer_types": "attention.sliding_window_pattern"},
+                             values={"use_bidirectional_attention": True}),
+    "bert": _Arch("BertModel", "bert", "gelu"),
+    "nomic-bert": _Arch("NomicBertModel", "nomic_bert", "swiglu", keys={"causal": "attention.causal"}),
+    "nomic-bert-moe": _Arch("NomicBertModel", "nomic_bert", "gelu",
+                            keys={"causal": "attention.causal", "moe_every_n_layers": "moe_every_n_layers",
+                                  "num_experts": "expert_count"}),
+    "modern-bert": _Arch("ModernBertModel", "modernbert", "gelu",
+                         keys={"local_attention": "attention.sliding_window",
+                               "global_attn_every_n_layers": "attention.sliding_window_pattern"}),
+    "jina-bert-v2": _Arch("JinaBertForMaskedLM", "jina_bert", "gelu"),
+    "jina-bert-v3": _Arch("JinaEmbeddingsV3Model", "jina_embeddings_v3", "gelu"),
     "hunyuan-dense": _Arch("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense"),
 }
 # fmt: on
@@ -243,6 +252,7 @@ def hf_config(
         "tie_word_embeddings": "output.weight" not in tensors,
         "attention_bias": bool({"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"} & tensors.keys()),
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+        "pooling_type": get("pooling_type"),
     }
     config |= {**arch.values, **{key: get(name) for key, name in arch.keys.items()}}
     if isinstance(types := config.get("layer_types"), list):  # whether a layer has the window
@@ -252,6 +262,7 @@ def hf_config(
     config |= {key: f"blk.0.{name}" in tensors for key, name in arch.tensors.items()}
     config |= {key: value for key, value in metadata.items() if key.startswith("xielu.")}
     _own(arch, prefix, config, get, tensors)
+    config |= gguf_encoders.hf_config(arch.model_type, config, get, tensors, metadata)
     config |= gguf_states.hf_config(arch.model_type, config, get, tensors)
     config |= {key: _uniform(config[key]) for key in _SIZES if key not in arch.listed}
     if config["head_dim"] is None:
@@ -275,17 +286,8 @@ def hf_config(
     elif arch.has_gemma_keys:
         config |= _gemma(prefix, config, get, rope)
     else:
-        config["rope_parameters"] = rope
+        config.setdefault("rope_parameters", rope)
     return {key: value for key, value in config.items() if value is not None}
-
-
-def _encoder(get: Any, tensors: dict[str, TensorInfo]) -> dict[str, Any]:
-    """What the configurations of encoders have under names of their own."""
-    types = tensors.get("token_types.weight")
-    return {
-        "layer_norm_eps": get("attention.layer_norm_epsilon"),
-        "type_vocab_size": types.shape[0] if types is not None and len(types.shape) == 2 else 0,
-    }
 
 
 def _own(arch: _Arch, prefix: str, config: dict[str, Any], get: Any, tensors: dict[str, TensorInfo]) -> None:
@@ -294,8 +296,6 @@ def _own(arch: _Arch, prefix: str, config: dict[str, Any], get: Any, tensors: di
         config["model_max_length"] = config.pop("max_position_embeddings")
     if arch.model_type == "deci":
         _list_layers(config)
-    if arch.model_type in ("bert", "nomic_bert"):
-        config |= _encoder(get, tensors)
     if arch.model_type in ("gemma3n_text", "gemma4_text"):
         config["hidden_activation"] = config["hidden_act"]
         config |= gguf_gemma.hf_config(arch.model_type, config, get, tensors)
@@ -399,7 +399,7 @@ def _ministral3_rope(get: Any) -> dict[str, Any]:
 
 def _gemma(name: str, config: dict[str, Any], get: Any, rope: dict[str, Any]) -> dict[str, Any]:
     scalar = config["head_dim"]
-    if config["num_hidden_layers"] == _GEMMA_27B_LAYERS[name]:
+    if config["num_hidden_layers"] == _GEMMA_27B_LAYERS.get(name):
         scalar = _default_head_dim(config)
     own: dict[str, Any] = {
         "query_pre_attn_scalar": scalar,
@@ -411,6 +411,6 @@ def _gemma(name: str, config: dict[str, Any], get: Any, rope: dict[str, Any]) ->
         return own | {"rope_parameters": rope}
     local = {"rope_theta": get("rope.freq_base_swa", 10_000.0)}
     return own | {
-        "sliding_window_pattern": _GEMMA3_PATTERN,
+        "sliding_window_pattern": config.get("sliding_window_pattern", _GEMMA3_PATTERN),
         "rope_parameters": {"full_attention": {"rope_theta": 1_000_000.0, **rope}, "sliding_attention": local},
     }

@@ -53,10 +53,12 @@ def definition_of(config: ModelConfig, values: dict[str, Any], source: str, dtyp
     if implementation(config, values, source) == "octavo":
         spec = seen_spec(values, source, config)
         has_modules = (Path(source) / MODULES).is_file()
-        if spec.pooling is None and gives_vectors(values, config, {*FAMILIES, *SEEING}, has_modules=has_modules):
-            spec = pooled(spec, values, config, source)
-        elif spec.pooling is not None and config.task == "generate":
+        only_vectors = spec.bidirectional or spec.pooling is not None
+        if only_vectors and config.task == "generate":
             raise CheckpointError(f"{source}: this model gives vectors and generates nothing: leave --task out")
+        known = {*FAMILIES, *SEEING}
+        if spec.pooling is None and (only_vectors or gives_vectors(values, config, known, has_modules=has_modules)):
+            spec = pooled(spec, values, config, source)
         return define(without_windows(spec) if config.disable_sliding_window else spec)
     if config.disable_sliding_window:
         raise CheckpointError(f"{source}: --disable-sliding-window is for octavo's own families, and this is none")

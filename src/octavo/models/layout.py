@@ -19,7 +19,7 @@ from torch import Tensor
 from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import Checkpoint, complaints
 from octavo.models.decoder import Definition
-from octavo.models.params import TensorDecl
+from octavo.models.params import TensorDecl, head_order
 from octavo.models.quantized_checkpoint import QuantizedCheckpoint
 from octavo.quant.packed import QuantizedWeight, as_floats
 
@@ -65,10 +65,15 @@ class Layout:
     minus_exp: str = ""  # vectors that stand as -exp(x) of what is declared
     flattened: str = ""  # filters that stand as [out, channels, ...], declared as matrices
     interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
+    #: Where names of a part begin that has renames of its own, tried first, splits, and pairs in its own order.
+    apart: str = ""
+    renames_apart: tuple[tuple[str, str], ...] = ()
+    splits_apart: tuple[Split, ...] = ()
+    interleaved_apart: bool = False
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a declared tensor is: the number-th of `siblings` in one tensor of the checkpoint."""
 
     name: str
@@ -131,7 +136,7 @@ class Places:
     def declared(self, name: str) -> TensorDecl | None:
         return self._declared.get(name)
 
-    def places_of(self, name: str) -> dict[str, _Place]:
+    def places_of(self, name: str) -> dict[str, Place]:
         """What a tensor of that name holds, by the declared names; it may be none of the model's."""
         renamed = self._renamed(name)
         transposed = bool(re.fullmatch(self._layout.transposed, renamed))
@@ -139,7 +144,7 @@ class Places:
         names: tuple[str, ...] = (renamed,)
         kind: SplitKind = "parts"
         num_parts = 1
-        for split in self._layout.splits:
+        for split in self._layout.splits_apart if self._is_apart(renamed) else self._layout.splits:
             if match := re.fullmatch(split.pattern, renamed):
                 kind, names = split.kind, tuple(match.expand(part) for part in split.names)
                 num_parts = len(names)
@@ -149,15 +154,21 @@ class Places:
                     whole = takewhile(lambda parts: self._declared.keys() >= set(parts), numbered)
                     names = tuple(chain.from_iterable(whole)) or (renamed,)
         return {
-            each: _Place(name, names, number, kind, transposed, num_parts, skipped) for number, each in enumerate(names)
+            each: Place(name, names, number, kind, transposed, num_parts, skipped) for number, each in enumerate(names)
         }
 
     def _renamed(self, name: str) -> str:
-        for pattern, replacement in self._layout.renames:
+        for pattern, replacement in self._layout.renames_apart:
             name = re.sub(pattern, replacement, name)
+        if not self._is_apart(name):
+            for pattern, replacement in self._layout.renames:
+                name = re.sub(pattern, replacement, name)
         return name
 
-    def _shape(self, place: _Place) -> tuple[int, ...]:
+    def _is_apart(self, name: str) -> bool:
+        return bool(self._layout.apart) and name.startswith(self._layout.apart)
+
+    def _shape(self, place: Place) -> tuple[int, ...]:
         """What the tensor of the checkpoint must have."""
         shapes = self._group_shapes(place)
         num_groups, rows = len(place.siblings) // place.num_parts, sum(rows for rows, *_ in shapes)
@@ -165,24 +176,26 @@ class Places:
         shape = shape[::-1] if place.transposed else shape
         return (num_groups, *shape) if place.is_stack else shape
 
-    def _group_shapes(self, place: _Place) -> list[tuple[int, ...]]:
+    def _group_shapes(self, place: Place) -> list[tuple[int, ...]]:
         """Of the tensors of a group, as their rows stand in the tensor of the checkpoint. There may be hundreds of
         groups, and each of their tensors asks for it."""
         shapes = [self._declared[name].shape for name in place.siblings[: place.num_parts]]
         return [shape[::-1] if place.turns(number) else shape for number, shape in enumerate(shapes)]
 
-    def ordered_rows(self, place: _Place, tensor: TensorDecl, count: int) -> Tensor | None:
+    def ordered_rows(self, place: Place, tensor: TensorDecl, count: int) -> Tensor | None:
         """Which rows of the tensor of the checkpoint are the declared one, in the order of its pairs of a rotation.
         `count`: its rows, if they are all there are."""
         rows = self._rows(place)
-        order = _head_order(tensor, self._layout.interleaved)
+        is_apart = self._is_apart(tensor.name)
+        interleaved = self._layout.interleaved_apart if is_apart else self._layout.interleaved
+        order = head_order(tensor, interleaved)
         if order is None:
             return rows
         heads = torch.arange(0, count if rows is None else len(rows), tensor.head_dim)
         turned = (heads[:, None] + torch.tensor(order)).flatten()
         return turned if rows is None else rows[turned]
 
-    def _rows(self, place: _Place) -> Tensor | None:
+    def _rows(self, place: Place) -> Tensor | None:
         """Which rows of the tensor of the checkpoint are the declared one; None: all."""
         if len(place.siblings) == 1 and not place.skipped:
             return None
@@ -220,7 +233,7 @@ class TensorSource(Places):
         tensors = definition.tensors.values() if declared is None else declared
         super().__init__(layout, {self._key(tensor): tensor for tensor in tensors})
         self._unused = definition.spec.unused
-        self._places: dict[str, _Place] = {}  # by the declared name
+        self._places: dict[str, Place] = {}  # by the declared name
         #: Tensors of which not all parts were taken: the weight, and how many are left.
         self._open: dict[str, tuple[Weight, int]] = {}
         ignored = (*ALWAYS_IGNORED, *layout.ignored)
@@ -336,7 +349,7 @@ class TensorSource(Places):
             return whole.t().contiguous()
         return whole
 
-    def _whole(self, place: _Place) -> Weight:
+    def _whole(self, place: Place) -> Weight:
         """The tensor of the checkpoint, kept until all that it holds was taken. Of a stack the first two dimensions
         are one."""
         weight, left = self._open.pop(place.name, (None, len(place.siblings)))
@@ -377,18 +390,3 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _folded(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Of a stack whose experts stand one below the other."""
     return (shape[0] * shape[1], *shape[2:])
-
-
-def _head_order(tensor: TensorDecl, interleaved: bool) -> list[int] | None:
-    """The order of a head's rows in which halves of the whole head are the pairs of the rotation, those that are not
-    rotated behind the others in each half. None: they stand so. Where the rotated rows are not a head's first, halves
-    of them alone are the pairs."""
-    head_dim, rotary_dim, at = tensor.head_dim, tensor.rotary_dim, tensor.rotary_at
-    if not rotary_dim or (rotary_dim in (head_dim, head_dim - at) and not interleaved):
-        return None
-    if at:
-        return [*range(at), *range(at, head_dim, 2), *range(at + 1, head_dim, 2)]
-    rotated, rest = list(range(rotary_dim)), list(range(rotary_dim, head_dim))
-    half, rest_half = rotary_dim // 2, len(rest) // 2
-    first, second = (rotated[::2], rotated[1::2]) if interleaved else (rotated[:half], rotated[half:])
-    return first + rest[:rest_half] + second + rest[rest_half:]

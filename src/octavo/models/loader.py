@@ -31,6 +31,7 @@ from octavo.models.quantized_checkpoint import QuantizedCheckpoint, quantization
 from octavo.models.rope import derived_values
 from octavo.models.spec import ModelSpec
 from octavo.models.stored_checkpoints import tensorizer_checkpoint
+from octavo.models.task_checkpoint import TaskCheckpoint, has_task
 from octavo.models.transformer import Transformer
 from octavo.ops.table import LinearWeight, Ops
 from octavo.quant.methods.table import method_name
@@ -192,7 +193,7 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
         else:
             found = QuantizedCheckpoint(plain, quantization)
     found.config = overridden(found.config, config)
-    return found
+    return TaskCheckpoint(found) if isinstance(found, StoredCheckpoint) and has_task(found.config) else found
 
 
 class _Reader:
@@ -236,6 +237,14 @@ class _Reader:
         assert isinstance(weight, Tensor)
         values = self._to_device(weight).to(torch.float32, copy=True).contiguous()
         values = values if tensor.scale == 1.0 else values * tensor.scale
+        self._check_finite(tensor, values)
+        return values
+
+    def rows(self, tensor: TensorDecl, rows: Sequence[int]) -> Tensor:
+        """Of a table so many rows, in their order, float32."""
+        weight, wanted = self._take(tensor), torch.tensor(rows)
+        taken = weight.select_rows(wanted) if isinstance(weight, QuantizedWeight) else weight[wanted]
+        values = self._to_device(as_floats(taken).to(torch.float32, copy=True))
         self._check_finite(tensor, values)
         return values
 
@@ -357,12 +366,20 @@ class _Packer:
         return weight if self._online == "experts_int8" and not is_expert else quantize(weight.cpu(), self._online)
 
     def _vector(self, param: Param) -> Tensor:
+        if param.rows:
+            return self._rows(param)
         values = [self._reader.vector(part) for part in param.parts]
         if param.made is not None:
             return param.made(values).view(param.weight.shape)
         joined = values[0] if len(values) == 1 else torch.cat(values, dim=-1)
         joined = joined + param.offset if param.offset else joined
         return joined * param.scale if param.scale != 1.0 else joined
+
+    def _rows(self, param: Param) -> Tensor:
+        table = self._reader.rows(param.parts[0], (*param.rows, *param.minus_rows))
+        taken, rest = table[: len(param.rows)], table[len(param.rows) :]
+        made = taken - rest if len(rest) else taken
+        return made.t().contiguous() if param.transposed else made
 
 
 def _dtype(weight: Tensor | QuantizedWeight) -> torch.dtype:

@@ -19,7 +19,7 @@ def overridden(values: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
     A key of `hf_overrides` is replaced as a whole. Of a model that also sees, all is about the text part. Raises
     InvalidConfig for JSON that is none, and for a rope of models that have several.
     """
-    if text_part(values) is not None and "text_config" in values:  # older files have both parts in one
+    if text_part(values) is not None and isinstance(values.get("text_config"), dict):  # else both parts are in one
         return {**values, "text_config": overridden(values["text_config"], model)}
     given: dict[str, Any] = {}
     if model.hf_overrides is not None:

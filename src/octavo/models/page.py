@@ -9,11 +9,12 @@ from typing import Final
 
 from octavo.models.bridge.tried import TRIED
 from octavo.models.gguf_config import ARCHITECTURES
+from octavo.models.pooling import causal_name
 from octavo.models.registry import FAMILIES
 
 #: Real weights that tests run, by the module of their family. All families are tried on tiny random models.
 REAL: Final = {
-    "bert": "all-MiniLM-L6 and a fine-tune of it",
+    "bert": "all-MiniLM-L6 and a fine-tune of it, all-mpnet-base-v2",
     "gemma3": "Gemma 3 270M",
     "gpt2": "8.9M",
     "llama": "SmolLM2 135M",
@@ -41,7 +42,7 @@ def _families() -> Iterator[str]:
             rows.setdefault(module.rpartition(".")[2], []).append(architecture)
     files: dict[str, list[str]] = {}
     for name, arch in ARCHITECTURES.items():
-        files.setdefault(arch.architecture, []).append(name)
+        files.setdefault(causal_name(arch.architecture, FAMILIES), []).append(name)
     yield "| family | architectures | tried with | CPU | GPU | GGUF |"
     yield "|---|---|---|---|---|---|"
     for module, architectures in sorted(rows.items()):

@@ -49,6 +49,10 @@ class Param:
     offset: float = 0.0  # added to the stored values of a norm
     scale: float = 1.0  # what is a vector is multiplied by it
     unit_rows: bool = False  # rows of an output matrix are brought to length 1
+    #: Of a table that is packed as a vector so many rows, in this order; those of `minus_rows` are taken off them.
+    rows: tuple[int, ...] = ()
+    minus_rows: tuple[int, ...] = ()
+    transposed: bool = False  # behind it
     first_row: TensorDecl | None = None  # a vector that is added to the first row of an embedding
     other_rows: TensorDecl | None = None  # and one that is added to all others
     #: A table of which each row is added to all rows of a copy of the embedding; the copies stand behind each other.
@@ -76,3 +80,18 @@ class Matrix:
     rotary_at: int = 0
     scale: float = 1.0  # stored weights are multiplied by it
     bias_scale: float = 1.0  # and a stored bias by this
+
+
+def head_order(tensor: TensorDecl, interleaved: bool) -> list[int] | None:
+    """The order of a head's rows in which halves of the whole head are the pairs of the rotation, those that are not
+    rotated behind the others in each half. None: they stand so. Where the rotated rows are not a head's first, halves
+    of them alone are the pairs."""
+    head_dim, rotary_dim, at = tensor.head_dim, tensor.rotary_dim, tensor.rotary_at
+    if not rotary_dim or (rotary_dim in (head_dim, head_dim - at) and not interleaved):
+        return None
+    if at:
+        return [*range(at), *range(at, head_dim, 2), *range(at + 1, head_dim, 2)]
+    rotated, rest = list(range(rotary_dim)), list(range(rotary_dim, head_dim))
+    half, rest_half = rotary_dim // 2, len(rest) // 2
+    first, second = (rotated[::2], rotated[1::2]) if interleaved else (rotated[:half], rotated[half:])
+    return first + rest[:rest_half] + second + rest[rest_half:]

@@ -8,9 +8,11 @@ from typing import Any, Final, Literal
 
 from octavo.base.config import ModelConfig
 from octavo.base.errors import CheckpointError
+from octavo.base.params import PoolingKind
 from octavo.models.blocks import Attention
 from octavo.models.config_reader import ConfigReader
 from octavo.models.spec import HeadSpec, ModelSpec, PoolingSpec
+from octavo.models.token_scores import scores_by_tokens, token_scores
 
 #: Of an architecture's name what stands in the place of `ForCausalLM`.
 _CLASSIFIER: Final = "ForSequenceClassification"
@@ -85,24 +87,42 @@ def gives_vectors(values: dict[str, Any], model: ModelConfig, known: Collection[
         return model.task != "generate"
     names = values.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
-    return has_modules or (name not in known and name.endswith((_CLASSIFIER, "TextModel", _BARE)))
+    pooling_type = values.get("pooling_type")  # of a file of GGUF; 0: none
+    if has_modules or scores_by_tokens(values) or (type(pooling_type) is int and pooling_type > 0):
+        return True
+    return name not in known and name.endswith((_CLASSIFIER, "TextModel", _BARE))
 
 
 def pooled(spec: ModelSpec, values: dict[str, Any], model: ModelConfig, source: str) -> ModelSpec:
     """A decoder as a model that gives vectors: without its output matrix, and with its classifier where it has one."""
     if spec.encoder is not None or spec.embedding_size:
         raise CheckpointError(f"{source}: models of this family give no vectors; --task generate serves them")
-    config = ConfigReader(values)
-    pooling = classes_of(config, HeadSpec(name="score", gguf="cls", size=1, bias=False))
-    pooling = PoolingSpec(kind="last") if pooling is None else replace(pooling, kind="last")
+    pooling = token_scores(values, spec, source, model.task) or _plain(values, spec)
     if model.task in ("classify", "reward") and not pooling.classes:
         raise CheckpointError(
             f"{source}: --task {model.task} needs a model with a classifier, and this one has none; --task embed gives "
             "vectors, of which /score makes similarities"
         )
+    tables = [head.of_table.name for head in pooling.heads if head.of_table is not None]
+    unused = (*spec.unused, *(() if "lm_head" in tables else UNUSED))
     # A factor of the logits has no place in vectors.
-    spec = replace(spec, pooling=pooling, tie_word_embeddings=False, logit_scale=1.0, unused=(*spec.unused, *UNUSED))
-    return _both_ways(spec, source) if values.get("is_causal") is False else spec
+    scale = spec.logit_scale if tables else 1.0
+    spec = replace(spec, pooling=pooling, tie_word_embeddings=False, logit_scale=scale, unused=unused)
+    return _both_ways(spec, source) if values.get("is_causal") is False and not spec.bidirectional else spec
+
+
+def _plain(values: dict[str, Any], spec: ModelSpec) -> PoolingSpec:
+    """A classifier with a matrix of its own, or vectors."""
+    kind: PoolingKind = "mean" if spec.bidirectional else "last"
+    classes = classes_of(ConfigReader(values), HeadSpec(name="score", gguf="cls", size=1, bias=False))
+    if classes is not None:
+        return replace(classes, kind=kind)
+    sizes = values.get("pooled_dense") or ()  # of files of GGUF
+    heads = tuple(
+        HeadSpec(name=f"dense_{number}", gguf=f"dense_{number}", size=size, bias=False)
+        for number, size in enumerate(sizes, 2)
+    )
+    return PoolingSpec(kind=kind, heads=heads)
 
 
 #: What a checkpoint may have of an output matrix.

@@ -31,17 +31,29 @@ _OTHER_KINDS: Final = (
 _ACTIVATIONS: Final[Mapping[str, HeadActivation]] = {
     "Identity": "", "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu", "SiLU": "silu", "Sigmoid": "sigmoid",
 }  # fmt: skip
+#: What a dense layer works on.
+_PLACE: Final = "sentence_embedding"
 #: llama.cpp's numbers.
 _GGUF_KINDS: Final[Mapping[int, PoolingKind]] = {1: "mean", 2: "cls", 3: "last"}
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DenseNorm:
+    """A layer norm: weight and bias float32 [width]."""
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+
+
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """A product with the pooled row that stands in a file of its own: weight float32 [out, in], bias float32 [out]."""
+    """A product with the pooled row: weight float32 [out, in], bias float32 [out]."""
 
     weight: Tensor
     bias: Tensor | None
     activation: HeadActivation
+    norm: DenseNorm | None = None  # behind the activation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +141,8 @@ def _kind(path: Path) -> PoolingKind:
 
 def _dense(folder: Path) -> Dense:
     config = read_object(folder / "config.json", _MAX_BYTES)
+    if config.get("use_residual") or config.get("module_input_name", _PLACE) != _PLACE:
+        raise CheckpointError(f"{folder}: use_residual, and a module_input_name but {_PLACE}, are not supported")
     name = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
     if name not in _ACTIVATIONS:
         raise CheckpointError(f"{folder}: the activation {name[:80]!r} is not supported")

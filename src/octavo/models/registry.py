@@ -50,10 +50,12 @@ from octavo.models.families import (
     granite,
     granite_hybrid,
     granite_moe,
+    gte,
     hunyuan,
     internlm,
     jais,
     jamba,
+    jina,
     lfm2,
     llama,
     llama4,
@@ -64,6 +66,7 @@ from octavo.models.families import (
     mistral,
     mixtral,
     mllama,
+    modernbert,
     mpt,
     nemotron,
     nemotron_h,
@@ -106,7 +109,19 @@ from octavo.models.mamba import MAMBA2_GGUF, MAMBA_GGUF
 from octavo.models.pooling import causal_name
 from octavo.models.spec import ModelSpec, PicturesSpec, TowerSpec
 from octavo.models.tower import ROOM
-from octavo.models.vision import blip2, fuyu, idefics3, internvl, llava, pixtral, qwen2_vl, qwen3_vl
+from octavo.models.vision import (
+    blip2,
+    fuyu,
+    glm4v,
+    idefics3,
+    internvl,
+    llava,
+    minicpm_v,
+    phi3_v,
+    pixtral,
+    qwen2_vl,
+    qwen3_vl,
+)
 from octavo.models.vision import chameleon as chameleon_vision
 from octavo.models.vision import gemma3 as gemma3_vision
 from octavo.models.vision import llama4 as llama4_vision
@@ -251,7 +266,31 @@ FAMILIES: Final[dict[str, Family]] = {
         Family("distilbert", bert.distilbert, bert.DISTILBERT_HF),
     ),
     **dict.fromkeys(
-        ("NomicBertModel", "NomicBertForPreTraining"),
+        ("MPNetModel", "MPNetForSequenceClassification", "MPNetForMaskedLM"),
+        Family("mpnet", bert.mpnet, bert.MPNET_HF),
+    ),
+    **dict.fromkeys(
+        ("ModernBertModel", "ModernBertForSequenceClassification", "ModernBertForMaskedLM"),
+        Family("modernbert", modernbert.spec, modernbert.HF, modernbert.GGUF),
+    ),
+    **dict.fromkeys(("NewModel", "NewForSequenceClassification", "NewForMaskedLM"), Family("new", gte.new, gte.HF)),
+    **dict.fromkeys(("GteModel", "GteForSequenceClassification", "GteForMaskedLM"), Family("gte", gte.spec, gte.HF)),
+    **dict.fromkeys(
+        ("JinaBertModel", "JinaBertForSequenceClassification"),
+        Family("jina_bert", jina.version_2, jina.V2_HF, jina.V2_GGUF),
+    ),
+    "JinaBertForMaskedLM": Family("jina_bert", jina.version_2, jina.V2_HF, jina.V2_APART_GGUF),
+    **dict.fromkeys(
+        ("JinaEmbeddingsV3Model", "JinaEmbeddingsV3ForSequenceClassification", "JinaEmbeddingsV3ForMaskedLM"),
+        Family("jina_embeddings_v3", jina.version_3, jina.V3_HF, jina.V3_GGUF),
+    ),
+    **dict.fromkeys(
+        (
+            "NomicBertModel",
+            "NomicBertForPreTraining",
+            "NomicBertForMaskedLM",
+            "NomicBertForSequenceClassification",
+        ),
         Family("nomic_bert", nomic_bert.spec, nomic_bert.HF, nomic_bert.GGUF),
     ),
 }
@@ -269,6 +308,9 @@ class Seeing:
     text: Callable[[ConfigReader, ModelSpec], ModelSpec] | None = None
     transposed: str = ""  # of the tower's matrices those that stand as [in, out]
     either_way: str = ""  # `Layout.either_way`, of the text part
+    interleaved: bool = False  # `Layout.interleaved`, of the tower
+    #: From a whole configuration to that of the text part, where it does not stand under `text_config` alone.
+    text_config: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None
 
 
 SEEING: Final[dict[str, Seeing]] = {
@@ -281,16 +323,29 @@ SEEING: Final[dict[str, Seeing]] = {
     "Qwen3VLMoeForConditionalGeneration": Seeing(
         qwen3_vl.tower, qwen3_vl.HF, (QKV,), qwen3_vl.text, either_way=qwen3_vl.EXPERTS
     ),
+    **dict.fromkeys(
+        ("Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration", "Glm46VForConditionalGeneration"),
+        Seeing(glm4v.tower, glm4v.HF, (QKV,), glm4v.text, text_config=glm4v.text_config),
+    ),
     "Gemma3ForConditionalGeneration": Seeing(
         gemma3_vision.tower, gemma3_vision.HF, text=gemma3_vision.text, transposed=gemma3_vision.TRANSPOSED
     ),
     "Mistral3ForConditionalGeneration": Seeing(pixtral.merging_tower, pixtral.HF),
     "InternVLForConditionalGeneration": Seeing(internvl.tower, internvl.HF),
+    "MiniCPMV": Seeing(
+        minicpm_v.tower,
+        minicpm_v.HF,
+        (minicpm_v.SPLIT,),
+        transposed=minicpm_v.TRANSPOSED,
+        text_config=minicpm_v.text_config,
+    ),
+    "MiniCPMV4_6ForConditionalGeneration": Seeing(minicpm_v.tower_4_6, minicpm_v.HF_4_6),
+    "Phi3VForCausalLM": Seeing(phi3_v.tower, phi3_v.HF, text_config=phi3_v.text_config),
     "PaliGemmaForConditionalGeneration": Seeing(
         gemma3_vision.paligemma, gemma3_vision.PALIGEMMA_HF, text=gemma3_vision.text
     ),
     "LlavaNextForConditionalGeneration": Seeing(llava.next_tower, llava.HF_NEXT),
-    "Llama4ForConditionalGeneration": Seeing(llama4_vision.tower, llama4_vision.HF),
+    "Llama4ForConditionalGeneration": Seeing(llama4_vision.tower, llama4_vision.HF, interleaved=True),
     "MllamaForConditionalGeneration": Seeing(mllama_vision.tower, mllama_vision.HF, text=mllama.seeing),
     "FuyuForCausalLM": Seeing(fuyu.tower, fuyu.HF),
     "ChameleonForConditionalGeneration": Seeing(chameleon_vision.tower, chameleon_vision.HF),
@@ -312,13 +367,14 @@ _WITH_TEXT: Final = frozenset(
 )  # fmt: skip
 #: What files call the tensors of the text part, and those of the rest.
 _TEXT_RENAMES: Final = (
-    (r"^language_model\.(model|lm_head)\.", r"\1."), (r"^model\.language_model\.", "model."),
+    (r"^(?:language_model|llm)\.(model|lm_head)\.", r"\1."), (r"^model\.language_model\.", "model."),
 )  # fmt: skip
 _NOT_TEXT: Final = (
     r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision|embed_audio)\..*",
     r"(model\.)?(vision_embed_tokens|qformer|language_projection|vqmodel)\..*",
     r"query_tokens",
     r"(model\.)?image_newline",
+    r"(vpm|resampler)\..*",
 )
 #: Text parts that are another family's.
 _TEXT_TYPES: Final = {
@@ -326,6 +382,8 @@ _TEXT_TYPES: Final = {
     "qwen2_5_vl_text": "qwen2",
     "qwen3_vl_text": "qwen3",
     "qwen3_vl_moe_text": "qwen3_moe",
+    "glm4v_text": "glm4",
+    "glm4v_moe_text": "glm4_moe",
 }
 #: What configurations of a text part leave out, since it is transformers' default.
 _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
@@ -347,6 +405,8 @@ _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
         "num_attention_heads": 64,
     },
     "qwen3_vl_moe_text": {"norm_topk_prob": True},
+    "glm4v_text": {"rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0},
+    "glm4v_moe_text": {"attention_bias": True, "use_qk_norm": False},
 }  # fmt: skip
 
 
@@ -359,6 +419,9 @@ def text_part(config: dict[str, Any]) -> dict[str, Any] | None:
         text = {key: value for key, value in config.items() if key != "vision_config"} | {"model_type": "qwen2_vl_text"}
     if text is None and names in (["FuyuForCausalLM"], ["ChameleonForConditionalGeneration"]):
         text = {**config, "model_type": "persimmon" if names == ["FuyuForCausalLM"] else "chameleon"}
+    seeing = SEEING.get(str(names[0])) if isinstance(names, list) and len(names) == 1 else None
+    if seeing is not None and seeing.text_config is not None:
+        text = seeing.text_config(config)
     if not isinstance(names, list) or not _WITH_TEXT.intersection(map(str, names)) or not isinstance(text, dict):
         return None
     kept = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
@@ -430,16 +493,18 @@ def _with_tower(family: Family, config: dict[str, Any], sees: bool) -> Family:
     if seeing is None or isinstance(_tower(config, seeing, family), CheckpointError):
         hf = replace(hf, ignored=(*hf.ignored, *_NOT_TEXT), renames=(*_TEXT_RENAMES, *hf.renames))
     else:
-        renames, splits = (*seeing.renames, *_TEXT_RENAMES, *hf.renames), (*seeing.splits, *hf.splits)
         transposed = "|".join(each for each in (hf.transposed, seeing.transposed) if each)
         hf = replace(
             hf,
-            renames=renames,
-            splits=splits,
+            renames=(*_TEXT_RENAMES, *hf.renames),
             transposed=transposed,
             either_way=seeing.either_way,
             flattened=f"{FLATTENED}|{whisper_tower.FLATTENED}",
             surplus=hf.surplus if sees else (*hf.surplus, rf"{ROOM}\..*"),
+            apart=f"{ROOM}.",
+            renames_apart=seeing.renames,
+            splits_apart=seeing.splits,
+            interleaved_apart=seeing.interleaved,
         )
     return replace(family, hf=hf)
 

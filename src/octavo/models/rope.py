@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, LogQScaleSpec, QScaleSpec, RopeSpec
+from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, LogQScaleSpec, QScaleSpec, RelativeSpec, RopeSpec
 
 
 def derived_values(spec: DerivedSpec, shape: tuple[int, ...], num_positions: int) -> Tensor:
@@ -49,6 +49,18 @@ def cos_sin_table(rope: RopeSpec, head_dim: int, num_positions: int) -> Tensor:
         cos.mul_(rope.attention_factor)
         sin.mul_(rope.attention_factor)
     return table
+
+
+def relative_buckets(relative: RelativeSpec) -> tuple[int, ...]:
+    """Which of the numbers a key has at the distances -max_distance .. max_distance behind the query."""
+    half = relative.num_buckets // 2
+    exact = half // 2
+    distances = torch.arange(-relative.max_distance, relative.max_distance + 1)
+    far = distances.abs().clamp(min=1)
+    steps = torch.log(far.float() / exact) / math.log(relative.max_distance / exact) * (half - exact)
+    large = (exact + steps.to(torch.long)).clamp(max=half - 1)
+    buckets = torch.where(far < exact, distances.abs(), large) + half * (distances > 0)
+    return tuple(buckets.tolist())
 
 
 def alibi_slopes(alibi: AlibiSpec) -> Tensor:

@@ -7,14 +7,17 @@ interprets the configuration; what the blocks need stands in them, in the same t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from octavo.base.params import PoolingKind
 from octavo.ops.operations import Activation, MergeKind, NormKind
 
 if TYPE_CHECKING:
     from octavo.models.blocks import Layer
+    from octavo.models.builder import Builder
     from octavo.models.encoder import EncoderSpec, FramesSpec
+    from octavo.models.resampler import ResamplerSpec
+    from octavo.ops.operands import Buffer
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors", "longrope", "proportional", "steps"]
 
@@ -54,6 +57,16 @@ class AlibiSpec:
     num_heads: int
     max_bias: float = 8.0  # slope of head i of n: scale * 2^(-max_bias (i + 1) / n)
     scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativeSpec:
+    """A number a head that is added to a score, by how far the key lies in front of the query or behind it. Distances
+    share numbers, the more the larger they are: half of `num_buckets` are for either side, of these half for a distance
+    each, and the others up to `max_distance`, from which on it is the last. All layers have the same table."""
+
+    num_buckets: int
+    max_distance: int = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +124,34 @@ class ProjectorSpec:
     bias: bool = True
 
 
+class Projector(Protocol):
+    """What a family may have in the place of a `ProjectorSpec`."""
+
+    def emit(self, build: Builder, rows: Buffer, width: int, name: str) -> Buffer:
+        """From rows that were merged to rows of `width`. `name`: where those of its tensors begin."""
+        ...
+
+
+class InnerMerger(Protocol):
+    """What makes fewer rows of those within a tower: `count` rows see each other, and one takes their place."""
+
+    @property
+    def behind(self) -> int:
+        """The layer that it stands behind."""
+        ...
+
+    @property
+    def count(self) -> int: ...
+
+    def emit_attention(self, build: Builder, residual: Buffer) -> None:
+        """Of `count` rows with each other."""
+        ...
+
+    def emit_merged(self, build: Builder, residual: Buffer) -> Buffer:
+        """What is added to the means of `count` rows each."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class QueriesSpec:
     """Learned rows that read a picture's: they see each other, and in layers with cross attention a tower's rows."""
@@ -153,12 +194,15 @@ class TowerSpec:
     class_is_last: bool = False  # in the stored table of positions
     keeps_class: bool = False  # its row is the first of a picture's
     patch_bias: bool = True
+    patch_norm: NormSpec | None = None  # of patches, before their positions are added
     pre_norm: NormSpec | None = None  # before the layers
     post_norm: NormSpec | None = None  # behind them
     frames: int = 1  # of a patch: a picture is as many equal ones
+    inner: InnerMerger | None = None
     merge: int = 1  # so many rows, one behind the other, are one row of the projector
     merge_kind: MergeKind = "rows"
     projector: ProjectorSpec = ProjectorSpec()
+    own_projector: Projector | None = None  # in its place
     queries: QueriesSpec | None = None  # what they read is projected; None: its rows are
     codes: CodesSpec | None = None  # in the place of all layers
     is_projected: bool = True  # else there is no projector: its rows are the language model's
@@ -170,6 +214,9 @@ class TowerSpec:
     #: So many layers have changed the rows that stand beside each other in front of the projector; none: those of all.
     joined: tuple[int, ...] = ()
     has_newline: bool = False  # a row of its own, which stands at the end of each line of a picture
+    resampler: ResamplerSpec | None = None  # in the place of the projector
+    num_separators: int = 0  # the same of rows in front of the projector, which is then run on rows in their order
+    row_scale: float = 1.0  # of what the projector gives, where the language model scales all rows that it reads
     whole_spans: bool = False  # in the language model the rows of a span see all of it
     whole_prompts: bool = False  # and here all tokens of a prompt see all of it
     kinds: tuple[str, ...] = ("image",)
@@ -205,14 +252,29 @@ HeadActivation = Literal["", "tanh", "relu", "gelu", "silu", "sigmoid"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowsOfTable:
+    """Of a table of so many rows the difference of two, or one: scores of tokens are products with their rows."""
+
+    name: str
+    gguf: str
+    count: int
+    rows: tuple[int, ...]
+    minus_rows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeadSpec:
-    """A product with a pooled row: activation(weight x + bias)."""
+    """A product with a pooled row: norm(activation(weight x + bias))."""
 
     name: str  # of the checkpoint's tensors, as they are after the family's renames
     gguf: str
     size: int
     bias: bool = True
     activation: HeadActivation = ""
+    norm: NormSpec | None = None  # a layer norm
+    norm_name: str = ""
+    norm_gguf: str = ""
+    of_table: RowsOfTable | None = None  # what its weight is made of; None: it has a tensor of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +286,7 @@ class PoolingSpec:
     #: What the last head's values mean: "" for a vector, else classes.
     classes: Literal["", "softmax", "sigmoid", "none"] = ""
     labels: tuple[str, ...] = ()  # of the classes
+    pair_template: str = ""  # of two texts in one, as {query} and {document}; "": the tokenizer joins them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +324,13 @@ class ModelSpec:
     pooling: PoolingSpec | None = None  # it gives vectors, and has no output matrix; None: it generates
     #: Tensors of the checkpoint that the configuration leaves without a use, as patterns of names behind the renames.
     unused: tuple[str, ...] = ()
+
+    @property
+    def types_by_id(self) -> bool:
+        """Of a model that may read two texts in one, without a table of positions: tokens of the type t are those of a
+        t-th copy of the table of tokens."""
+        classes = self.pooling is not None and bool(self.pooling.classes)
+        return classes and self.token_types > 1 and not self.learned_positions
 
     @property
     def default_positions(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -9,7 +10,8 @@ from octavo.models.builder import Builder
 from octavo.models.codes import CodesDefinition, define_codes
 from octavo.models.encoder import FramesSpec, convolutions
 from octavo.models.params import Matrix, Param
-from octavo.models.spec import DerivedSpec, ProjectorSpec, QueriesSpec, TowerSpec
+from octavo.models.resampler import Resampler, define_resampler
+from octavo.models.spec import DerivedSpec, InnerMerger, ProjectorSpec, QueriesSpec, TowerSpec
 from octavo.ops.operands import Buffer, Weight
 from octavo.ops.operations import Act, Add, CacheOp, Embed, GivenRows, MergeRows
 from octavo.ops.program import Program, program
@@ -28,6 +30,9 @@ class Stage:
     program: Program
     is_windowed: bool = False  # its sequences are parts of pictures
     is_joined: bool = False  # its rows are also among those that the last stage reads beside each other
+    window: int = 0  # its sequences are so many rows each; 0: not all alike
+    mean: Program | None = None  # from what it reads to what is added to what it gives
+    divisor: int = 1  # it gives a row for so many
     tap: Program | None = None  # from what it gives to rows that the language model adds behind one of its layers
 
 
@@ -51,15 +56,21 @@ class TowerDefinition:
     derived: dict[Weight, DerivedSpec]
     position_table: Weight | None  # of positions that are interpolated, float32 [num_positions, hidden size]
     newline: Weight | None  # float32 [width of the language model's rows]
+    separators: Weight | None = None  # float32 [their number * width of merged rows]
+    projection: Program | None = None  # of a model with separators: from merged rows in order to those of the model
+    resampler: Resampler | None = None
     queries: QueriesDefinition | None = None
     codes: CodesDefinition | None = None
 
     @property
     def programs(self) -> tuple[Program, ...]:
-        found = [each for stage in self.stages for each in (stage.program, stage.tap) if each is not None]
+        found = [each for stage in self.stages for each in (stage.program, stage.tap, stage.mean)]
+        found += [self.projection, *(() if self.resampler is None else self.resampler.programs)]
         if self.queries is not None:
             found += [self.queries.keys, self.queries.program]
-        return tuple(found if self.codes is None else [*found, self.codes.program])
+        if self.codes is not None:
+            found.append(self.codes.program)
+        return tuple(each for each in found if each is not None)
 
 
 def define_tower(spec: TowerSpec, width: int, embedding: Weight) -> TowerDefinition:
@@ -76,7 +87,10 @@ def define_tower(spec: TowerSpec, width: int, embedding: Weight) -> TowerDefinit
     has_bias = spec.patch_bias and not spec.has_class_token
     matrix = Matrix(name=f"{ROOM}.patches", gguf="v.patch_embd", rows=spec.hidden_size, bias=has_bias)
     residual = build.linear(patches, f"{ROOM}.patches", [matrix], None)
-    stages, table = [], None
+    if spec.patch_norm is not None:
+        build.norm_in_place(residual, spec.patch_norm, f"{ROOM}.patch_norm", "v.norm_embd")
+    stages: list[Stage] = []
+    table = None
     if spec.is_interpolated:
         table = build.table(f"{ROOM}.positions", "v.position_embd", (spec.num_positions, spec.hidden_size))
         stages.append(Stage(_cut(build, residual)))
@@ -84,25 +98,26 @@ def define_tower(spec: TowerSpec, width: int, embedding: Weight) -> TowerDefinit
         _add_positions(build, spec, residual)
     if spec.pre_norm is not None:
         build.norm_in_place(residual, spec.pre_norm, f"{ROOM}.pre_norm", "v.pre_ln")
-    for number, layer in enumerate(spec.layers):
-        build.layer(number)
-        layer.emit(build, residual)
-        build.top()
-        is_windowed = number in spec.windowed
-        if number + 1 in spec.joined:
-            stages.append(Stage(_cut(build, residual), is_windowed, is_joined=True))
-        elif number in spec.taps:
-            ops = _cut(build, residual)
-            tap = _tap(build, spec, residual, width, spec.taps.index(number))
-            stages.append(Stage(ops, is_windowed, tap=tap))
-        elif number + 1 < len(spec.layers) and (number + 1 in spec.windowed) != is_windowed:
-            stages.append(Stage(_cut(build, residual), is_windowed))
+    stages += _layer_stages(build, spec, residual, width)
     if spec.joined:
         build.cut()
         residual = Buffer("joined", len(spec.joined) * spec.hidden_size)
         build.ops.append(GivenRows(out=residual))
-    output = _head(build, spec, residual, width)
-    newline = None
+    output = _merged_rows(build, spec, residual)
+    separators = projection = newline = resampler = None
+    if spec.resampler is not None:
+        output, resampler = define_resampler(build, spec.resampler, output, width)
+    elif spec.num_separators:
+        names = [f"{ROOM}.separators.{number}" for number in range(spec.num_separators)]
+        declared = [Matrix(name=name, gguf=name, rows=output.width) for name in names]
+        separators = build.vector(declared, f"{ROOM}.separators", "", "bias")
+        head, ordered = build.cut(), Buffer("ordered", output.width)
+        build.ops.append(GivenRows(out=ordered))
+        made = _head(build, spec, ordered, width)
+        projection = program(build.cut(), made)
+        build.ops += head
+    else:
+        output = _head(build, spec, output, width)
     if spec.has_newline:
         newline = build.vector(
             [Matrix(name=f"{ROOM}.newline", gguf="model.image_newline", rows=width)], f"{ROOM}.newline", "", "bias"
@@ -114,7 +129,29 @@ def define_tower(spec: TowerSpec, width: int, embedding: Weight) -> TowerDefinit
         queries = _define_queries(builders[-1], spec, spec.queries, width)
     derived = {weight: each for builder in builders for (each, _), weight in builder.derived.items()}
     params = tuple(param for builder in builders for param in builder.params)
-    return TowerDefinition(spec, tuple(stages), params, derived, table, newline, queries)
+    return TowerDefinition(
+        spec, tuple(stages), params, derived, table, newline, separators, projection, resampler, queries
+    )
+
+
+def _layer_stages(build: Builder, spec: TowerSpec, residual: Buffer, width: int) -> Iterator[Stage]:
+    """All layers; what is behind the last stage is left to the next one."""
+    for number, layer in enumerate(spec.layers):
+        build.layer(number)
+        layer.emit(build, residual)
+        build.top()
+        is_windowed = number in spec.windowed
+        if number + 1 in spec.joined:
+            yield Stage(_cut(build, residual), is_windowed, is_joined=True)
+        elif number in spec.taps:
+            ops = _cut(build, residual)
+            tap = _tap(build, spec, residual, width, spec.taps.index(number))
+            yield Stage(ops, is_windowed, tap=tap)
+        elif number + 1 < len(spec.layers) and (number + 1 in spec.windowed) != is_windowed:
+            yield Stage(_cut(build, residual), is_windowed)
+        if spec.inner is not None and number == spec.inner.behind:
+            yield Stage(_cut(build, residual))
+            yield from _inner_stages(build, spec.inner, residual)
 
 
 def _define_queries(build: Builder, tower: TowerSpec, spec: QueriesSpec, width: int) -> QueriesDefinition:
@@ -171,13 +208,30 @@ def _cut(build: Builder, residual: Buffer) -> Program:
     return made
 
 
-def _head(build: Builder, spec: TowerSpec, rows: Buffer, width: int) -> Buffer:
-    """What makes rows of the language model of those of the last layer."""
+def _inner_stages(build: Builder, spec: InnerMerger, residual: Buffer) -> Iterator[Stage]:
+    spec.emit_attention(build, residual)
+    yield Stage(_cut(build, residual), window=spec.count)
+    made = spec.emit_merged(build, residual)
+    merged = program(build.cut(), made)
+    mean = build.buffer(f"{ROOM}.inner.mean", residual.width)
+    ops = [GivenRows(out=residual), MergeRows(out=mean, x=residual, count=spec.count, kind="mean")]
+    build.ops.append(GivenRows(out=residual))
+    yield Stage(merged, mean=program(ops, mean), divisor=spec.count)
+
+
+def _merged_rows(build: Builder, spec: TowerSpec, rows: Buffer) -> Buffer:
+    """What the projector reads."""
     if spec.post_norm is not None:
         rows = build.norm(rows, spec.post_norm, f"{ROOM}.post_norm", "v.post_ln")
-    rows = _merged(build, spec, rows)
+    return _merged(build, spec, rows)
+
+
+def _head(build: Builder, spec: TowerSpec, rows: Buffer, width: int) -> Buffer:
+    """What makes rows of the language model of those that were merged."""
     if spec.queries is not None or not spec.is_projected:
         return rows
+    if spec.own_projector is not None:
+        return spec.own_projector.emit(build, rows, width, f"{ROOM}.projector")
     return _projected(build, spec.projector, rows, width, f"{ROOM}.projector", spec.hidden_size)
 
 

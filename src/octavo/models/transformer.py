@@ -38,6 +38,8 @@ class Transformer:
         #: those that change the model's.
         self.heads: dict[int, Any] = {}
         self.head_deltas: set[int] = set()
+        #: Of tokens that adapters add: output matrices, packed, with their numbers of rows, by slots.
+        self.extra_heads: dict[int, tuple[Any, int]] = {}
         self._logits = self._empty_logits(0)
         self._runner = ops.program_runner(ops, definition.program, weights)
         self._workspace = self._new_workspace(max_num_batched_tokens)
@@ -68,6 +70,7 @@ class Transformer:
 
     def logits(self, rows: Tensor, adapter_slots: Tensor | None = None) -> Tensor:
         """float32 [S, V] for rows [S, H] of `forward`'s result: a view, valid until the next call, may be modified.
+        Where adapters may add tokens, these are the last columns, -inf for rows whose adapter does not have them.
 
         `adapter_slots`: int32 [S], -1: none; None: no row runs with an adapter.
         """
@@ -77,6 +80,8 @@ class Transformer:
             # Grown by need: for all sequences a step may hold, it would often be the largest tensor of all.
             self._logits = self._empty_logits(max(num_rows, 2 * len(self._logits)))
         logits = self._logits[:num_rows]
+        if self.definition.extra_tokens:
+            logits = logits.new_empty(num_rows, self.spec.vocab_size)
         self._ops.linear(logits, rows, self._lm_head)
         if adapter_slots is not None:
             self._adapt(logits, rows, adapter_slots)
@@ -85,7 +90,24 @@ class Transformer:
             self._ops.soft_cap_(logits, cap)
         if self.spec.unused_ids:
             logits.index_fill_(1, self._unused_ids, -math.inf)
-        return logits
+        return self._widened(logits, rows, adapter_slots) if self.definition.extra_tokens else logits
+
+    def _widened(self, logits: Tensor, rows: Tensor, slots: Tensor | None) -> Tensor:
+        """With the columns of tokens that adapters add."""
+        found, width = self._logits[: len(logits)], logits.shape[1]
+        found[:, :width] = logits
+        found[:, width:] = -math.inf
+        if slots is None:
+            return found
+        for slot, (head, count) in self.extra_heads.items():
+            mine = (slots == slot).nonzero()[:, 0]
+            if len(mine):
+                own = torch.empty(len(mine), count, device=logits.device)
+                self._ops.linear(own, rows[mine], head)
+                if self.spec.logit_softcap:
+                    self._ops.soft_cap_(own, self.spec.logit_softcap)
+                found[mine, width : width + count] = own
+        return found
 
     def _adapt(self, logits: Tensor, rows: Tensor, slots: Tensor) -> None:
         if self.head_deltas and self.definition.lm_head is not None:
@@ -110,10 +132,10 @@ class Transformer:
         """What the buffers take in a step of `num_tokens` tokens with the logits of `num_rows` rows, at most."""
         workspace = Workspace(self._runner.program, num_tokens, self._ops.activation_dtype, torch.device("meta"))
         # Logits grow by doubling.
-        return workspace.num_bytes + 2 * num_rows * self.spec.vocab_size * self._logits.itemsize
+        return workspace.num_bytes + 2 * num_rows * self.definition.num_ids * self._logits.itemsize
 
     def _new_workspace(self, num_tokens: int) -> Workspace:
         return Workspace(self._runner.program, num_tokens, self._ops.activation_dtype, self._ops.torch_device)
 
     def _empty_logits(self, num_rows: int) -> Tensor:
-        return torch.empty(num_rows, self.spec.vocab_size, device=self._ops.torch_device)
+        return torch.empty(num_rows, self.definition.num_ids, device=self._ops.torch_device)

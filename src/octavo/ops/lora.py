@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -48,10 +48,48 @@ class LoraBank(Protocol):
 
 @dataclass(frozen=True)
 class LoraTarget:
-    """A product that adapters change: `columns` of each of its parts, one beside the other."""
+    """A product that adapters change: `columns` of each of its parts, one beside the other. `num_experts`: 0, or it is
+    one of so many, each of which has these parts."""
 
     weight: Weight
     columns: tuple[int, ...]
+    num_experts: int = 0
+
+    @property
+    def num_products(self) -> int:
+        return self.num_experts or 1
+
+
+class ExpertsBank:
+    """The adapters of the products of experts: in one bank, whose slots are pairs of an expert and a slot of the step.
+    Those of an expert lie behind each other, as its rows do where they are grouped."""
+
+    def __init__(self, bank: LoraBank, num_experts: int, num_slots: int) -> None:
+        """`bank`: with num_experts * num_slots slots."""
+        self.bank: Any = bank  # the kind that the table makes
+        self.num_experts, self.num_slots = num_experts, num_slots
+        self._filled: dict[int, set[int]] = {}  # by slot: the experts that it has something of
+
+    def put(self, slot: int, weights: Mapping[int, LoraWeights] | None) -> None:
+        """By experts. None: rows with this slot stay as they are."""
+        given = weights or {}
+        for expert in self._filled.pop(slot, set()) | given.keys():
+            self.bank.put(expert * self.num_slots + slot, given.get(expert))
+        self._filled[slot] = set(given)
+
+    def slots_of(self, slots: Tensor, experts: Tensor) -> Tensor:
+        """Of rows with a slot and an expert, int32; -1: the row has no adapter."""
+        found = experts.to(torch.int32) * self.num_slots + slots
+        return torch.where(slots < 0, slots, found)
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertDeltas:
+    """What adapters add within a mixture of experts. `slots` int32 [T]: of the rows, -1: none."""
+
+    slots: Tensor
+    gate_up: ExpertsBank
+    down: ExpertsBank
 
 
 def bank_name(weight: Weight) -> str:

@@ -301,7 +301,10 @@ class Attend(CacheOp):
 
     causal: a row sees the keys up to its own; with `reads_key_ends` those before its end among the step's `key_ends`,
     if the step has some. Else a row sees all keys of its sequence: of the step's seq_lens, of `encoder_lens` where the
-    cache is an encoder's. `slopes` [num_heads]: slope times (key's position - query's) is added to a score (ALiBi).
+    cache is an encoder's; and where the cache has a window, those at a distance below it, to both sides.
+    `slopes` [num_heads]: slope times (key's position - query's) is added to a score (ALiBi), or where rows are not
+    causal minus slope times the distance. `biases` [num_heads, 2 R + 1]: what is added to a score by (key's position -
+    query's) from -R to R; what lies further away has that of the first or the last.
     `sinks` [num_heads]: the score of one more key, whose value is zero. `blocks`: a head sees some blocks of keys only;
     rows are causal then, without ends of their own, and the cache has no window. Where the keys are another layer's,
     qkv may be queries alone.
@@ -313,6 +316,7 @@ class Attend(CacheOp):
     scale: float
     softcap: float = 0.0  # 0: none
     slopes: Weight | None = None
+    biases: Weight | None = None
     sinks: Weight | None = None
     causal: bool = True
     reads_key_ends: bool = False
@@ -510,6 +514,7 @@ class Experts(Op):
     Rows are computed grouped by expert. `places` int32 [rows, k] says where in the groups they went; `grouped`,
     `gate_up` and `act` hold k of their rows a row: what goes into the groups and comes out, and what is between.
     Weights: gate_up [num_experts, 2 inner, width] (inner, if not gated), down [num_experts, width, inner].
+    `has_adapters`: both products may have what adapters add to them; `lora.bank_name` says where it is.
     """
 
     out: Buffer
@@ -525,6 +530,7 @@ class Experts(Op):
     act: Buffer
     gated: bool = True
     scales_input: bool = False
+    has_adapters: bool = False
     reads: ClassVar = ("x", "ids", "weights")
     writes: ClassVar = ("out", "places", "grouped", "gate_up", "act")
 

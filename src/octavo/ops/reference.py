@@ -275,7 +275,7 @@ def _sparsemixed(scores: Tensor, order: Tensor, margin: float) -> Tensor:
 
 
 #: Grouped by expert: see `grouped_experts`.
-experts = partial(grouped_experts, linear, act_mul, act)
+experts = partial(grouped_experts, linear, act_mul, act, lora_delta)
 
 
 def soft_cap_(x: Tensor, cap: float) -> None:

@@ -159,6 +159,7 @@ def attention(
     *,
     chunked: bool = False,
     slopes: Tensor | None = None,
+    biases: Tensor | None = None,
     sinks: Tensor | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
@@ -173,15 +174,17 @@ def attention(
     int32 [B], the context with this step's tokens; query_start_loc int32 [B + 1]. window > 0: keys at a distance <
     window are seen; if `chunked`, only those of the query's chunk, which begins at a multiple of window. softcap > 0:
     scores become softcap * tanh(score / softcap). slopes float32 [Hq]: slope * (key's position - query's) is added
-    to a score. sinks float32 [Hq]: the score of one more key, whose value is zero. Slots at or beyond seq_len may hold
-    anything. key_ends int32 [T]: a row sees the keys before its end, and not those up to its own; it is at least 1, not
-    behind seq_len, and never falls within a sequence; with a window it lies behind the row's position. Not causal: each
-    row sees all seq_len keys, of which there is at least one, and need not be one of them; there are no windows, slopes
-    and ends of rows then.
+    to a score. biases float32 [Hq, 2 R + 1]: what is added to a score by (key's position - query's) from -R to R; what
+    lies further away has that of the first or the last. sinks float32 [Hq]: the score of one more key, whose value is
+    zero. Slots at or beyond seq_len may hold anything. key_ends int32 [T]: a row sees the keys before its end, and not
+    those up to its own; it is at least 1, not behind seq_len, and never falls within a sequence; with a window it lies
+    behind the row's position. Not causal: each row sees all seq_len keys, of which there is at least one, and need not
+    be one of them; there are no ends of rows then. With a window, slopes or biases, rows are the last of those keys: a
+    window reaches to both sides, and a slope is that of the distance.
     blocks: a head sees some blocks of keys only; rows are causal then, without windows and ends of their own.
     k_scale, v_scale: of a float8 cache. plan: what `attention_planner` made of the step, here nothing.
     """
-    assert causal or not (window or slopes is not None or key_ends is not None)
+    assert causal or (key_ends is None and not chunked)
     assert blocks is None or (causal and not window and key_ends is None and blocks.size % KEY_TILE == 0)
     q_all = qkv[:, : num_heads * head_dim].view(len(qkv), num_heads, head_dim)
     out_all = out.view(len(out), num_heads, head_dim)
@@ -196,13 +199,17 @@ def attention(
         num_queries = rows.stop - rows.start
         distance = torch.arange(seq_len - num_queries, seq_len)[:, None] - torch.arange(seq_len)[None, :]
         if slopes is not None:
-            scores = scores - slopes[:, None, None] * distance
+            scores = scores - slopes[:, None, None] * (distance if causal else distance.abs())
+        if biases is not None:
+            reach = biases.shape[1] // 2
+            scores = scores + biases[:, (-distance).clamp(-reach, reach) + reach]
         unseen = distance < 0 if causal else torch.zeros_like(distance, dtype=torch.bool)
         if key_ends is not None:
             unseen = torch.arange(seq_len) >= key_ends[rows, None]
         if window:
             positions = torch.arange(seq_len - num_queries, seq_len)
             unseen |= distance >= (positions % window + 1)[:, None] if chunked else distance >= window
+            unseen |= distance <= -window if not causal else False
         if blocks is not None:
             unseen = unseen | _unseen_blocks(blocks, num_heads, seq_len)[:, seq_len - num_queries :]
         scores = scores.masked_fill(unseen, -math.inf)

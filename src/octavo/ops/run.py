@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from octavo.ops.lora import bank_name
+from octavo.ops.lora import ExpertDeltas, bank_name
 from octavo.ops.operands import Buffer, Heads, Latent, State, Weight
 from octavo.ops.operations import (
     Act,
@@ -149,6 +149,11 @@ class Frame:
     def bank(self, weight: Weight) -> Any:
         return self._weights[bank_name(weight)]
 
+    def expert_deltas(self, op: Experts) -> ExpertDeltas | None:
+        if self.adapter_slots is None or not op.has_adapters:
+            return None
+        return ExpertDeltas(self.adapter_slots, self.bank(op.gate_up_weight), self.bank(op.down_weight))
+
     def state(self, state: State) -> Tensor:
         (found,) = self.kv_caches[self._num_caches + state.index]
         return found
@@ -279,6 +284,7 @@ def _experts(table: Table, op: Experts, frame: Frame) -> None:
         act=frame[op.act],
         gated=op.gated,
         scales_input=op.scales_input,
+        deltas=frame.expert_deltas(op),
     )
 
 
@@ -375,6 +381,7 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         op.softcap,
         chunked=op.cache.chunked,
         slopes=frame.weight(op.slopes),
+        biases=frame.weight(op.biases),
         sinks=frame.weight(op.sinks),
         k_scale=op.cache.k_scale,
         v_scale=op.cache.v_scale,

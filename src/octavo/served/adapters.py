@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -22,8 +22,11 @@ from octavo.base.errors import (
     ServerError,
     StartupError,
     clip,
+    unusable_adapter,
 )
 from octavo.files.adapters import adapter_in, resolve_adapter
+from octavo.served.voice import Voice
+from octavo.wire.messages import AdapterInfo
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ _MAX_NAME_CHARS: Final = 256
 class AdapterEngine(Protocol):
     """What of `parts.Engine` is about adapters."""
 
-    async def load_adapter(self, key: str, path: str) -> None: ...
+    async def load_adapter(self, key: str, path: str) -> AdapterInfo: ...
 
     async def drop_adapter(self, key: str) -> None: ...
 
@@ -52,6 +55,14 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterFacts:
+    """`voice`: None: texts become tokens as the model's do."""
+
+    info: AdapterInfo
+    voice: Voice | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterModule:
     """One of --lora-modules."""
 
@@ -63,14 +74,20 @@ class Adapters:
     """Of one model. All is done on the event loop but the search for files."""
 
     def __init__(
-        self, engine: AdapterEngine, model: ModelConfig, taken: Sequence[str], resolver_dir: str | None = None
+        self,
+        engine: AdapterEngine,
+        model: ModelConfig,
+        taken: Sequence[str],
+        resolver_dir: str | None = None,
+        read_voice: Callable[[Path], Voice | None] = lambda path: None,
     ) -> None:
-        """`taken`: names that no adapter may have."""
+        """`taken`: names that no adapter may have. `read_voice`: `voice.voice_reader`."""
+        self._read_voice = read_voice
         self._engine, self._model, self._taken = engine, model, taken
         self._directory = None if resolver_dir is None else Path(resolver_dir).expanduser()
         self._by_name: dict[str, Adapter] = {}
-        self._loading: dict[str, asyncio.Task[None]] = {}  # by key: until the engine has taken it, or cannot
-        self._ready: set[str] = set()
+        self._loading: dict[str, asyncio.Task[AdapterFacts]] = {}  # by key: until the engine has taken it, or cannot
+        self._ready: dict[str, AdapterFacts] = {}  # by key: what is known once the engine has taken it
         self._numbers = itertools.count(1)
 
     @property
@@ -92,7 +109,7 @@ class Adapters:
             raise InvalidRequest("`lora_name` is a text of 1 to 256 printable characters.", "lora_name")
         if name in self._taken or name in self._by_name:
             raise InvalidRequest(f"The name `{clip(name, 64)}` is taken: a model or an adapter has it.", "lora_name")
-        path = await self._found(source)
+        path = await self._found(name, source)
         adapter = self._made(name, path, source)
         await self.ready(adapter)
         if name in self._by_name:  # by another load meanwhile
@@ -114,38 +131,48 @@ class Adapters:
         adapter = self._by_name.pop(name, None)
         if adapter is None:
             raise ModelNotFound(f"There is no adapter `{clip(name, 64)}`.", "lora_name")
-        self._ready.discard(adapter.key)
+        self._ready.pop(adapter.key, None)
         await self._engine.drop_adapter(adapter.key)
         logger.info("adapter %s is served no more", name)
 
-    async def ready(self, adapter: Adapter) -> None:
+    async def ready(self, adapter: Adapter) -> AdapterFacts:
         """Wait until the engine has seen the adapter's files and found them fit. Raises `InvalidRequest`."""
-        if adapter.key in self._ready:
-            return
+        found = self._ready.get(adapter.key)
+        if found is not None:
+            return found
         task = self._loading.get(adapter.key)
         if task is None:
             task = self._loading[adapter.key] = asyncio.create_task(self._load(adapter))
-        await asyncio.shield(task)  # it is others' too
+        return await asyncio.shield(task)  # it is others' too
 
-    async def _load(self, adapter: Adapter) -> None:
+    async def _load(self, adapter: Adapter) -> AdapterFacts:
         try:
-            await self._engine.load_adapter(adapter.key, adapter.path)
-        except ServerError as exc:
+            info = await self._engine.load_adapter(adapter.key, adapter.path)
+            facts = AdapterFacts(info, await self._voice(adapter))
+        except (ServerError, InvalidRequest) as exc:
             if self._by_name.get(adapter.name) is adapter:
                 del self._by_name[adapter.name]
-            if type(exc) is not ServerError:  # the engine is gone, or asleep
+            if type(exc) is not ServerError:  # the engine is gone, or asleep; or the tokenizer does not fit
                 raise
-            raise InvalidRequest(f"The adapter cannot be used: {exc.message}", "lora_path") from None
+            raise unusable_adapter(adapter.name, exc.message, "lora_path") from None
         else:
-            self._ready.add(adapter.key)
+            self._ready[adapter.key] = facts
+            return facts
         finally:
             del self._loading[adapter.key]
 
-    async def _found(self, source: str) -> str:
+    async def _voice(self, adapter: Adapter) -> Voice | None:
+        try:
+            return await asyncio.to_thread(self._read_voice, Path(adapter.path))
+        except StartupError as exc:
+            await self._engine.drop_adapter(adapter.key)
+            raise unusable_adapter(adapter.name, exc.message, "lora_path") from None
+
+    async def _found(self, name: str, source: str) -> str:
         try:
             return str(await asyncio.to_thread(resolve_adapter, source, self._model))
         except StartupError as exc:
-            raise InvalidRequest(f"The adapter cannot be used: {exc.message}", "lora_path") from None
+            raise unusable_adapter(name, exc.message, "lora_path") from None
 
     def _made(self, name: str, path: str, source: str) -> Adapter:
         return Adapter(name, f"{next(self._numbers)} {name}", path, source)

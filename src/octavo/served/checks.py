@@ -36,9 +36,7 @@ def checked_params(model: ServedModel, turn: Turn) -> SamplingParams:
         raise InvalidRequest("There is no text to stop at: the server has no tokenizer. Use `stop_token_ids`.", "stop")
     if turn.bad_words:
         params = msgspec.structs.replace(params, bad_word_token_ids=_bad_words(turn.bad_words, model.renderer))
-    params = params.validate(
-        vocab_size=model.info.vocab_size, max_logprobs=model.config.max_logprobs, max_n=model.config.max_n
-    )
+    params = params.validate(vocab_size=model.num_ids, max_logprobs=model.config.max_logprobs, max_n=model.config.max_n)
     has_logits = model.logprobs_mode.endswith("_logits")
     check_samples(params, turn.beams, has_logits=has_logits, max_width=model.config.max_n)
     num_samples = params.num_samples if turn.beams is None else turn.beams.width

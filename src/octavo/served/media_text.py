@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from octavo.base.errors import InvalidRequest
-from octavo.base.media import MediaItem, PreparedMedia, place_media
+from octavo.base.media import NUMBER, MediaItem, PreparedMedia, place_media, placeholder_pattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,8 @@ class MediaText:
         #: What a template shows, or is given where it knows no media.
         self.shown = {**self.placeholders, **(shown or {})}
         self._ids = {kind: token for kind, (_, token) in placeholders.items()}
-        self._pattern = re.compile("|".join(map(re.escape, sorted(self.placeholders.values(), key=len, reverse=True))))
+        by_length = sorted(self.placeholders.items(), key=lambda item: len(item[1]), reverse=True)
+        self._pattern = re.compile("|".join(f"(?P<{kind}>{placeholder_pattern(text)})" for kind, text in by_length))
 
     def expanded(self, text: str, marks: Sequence[Mark], param: str) -> str:
         """The text of a prompt with what stands for each medium in place of its placeholder.
@@ -48,20 +49,29 @@ class MediaText:
         Raises `InvalidRequest` where there are more placeholders than media, or fewer; but a text with none has its
         media in front, where they stand there anyway.
         """
-        waiting = {kind: [m.prepared.text for m in reversed(marks) if m.kind == kind] for kind in self.placeholders}
-        kinds = {placeholder: kind for kind, placeholder in self.placeholders.items()}
-        found = Counter(self._pattern.findall(text))
+        waiting = {kind: _texts(marks, kind) for kind in self.placeholders}
+        found = Counter(place.lastgroup for place in self._pattern.finditer(text))
         if self.brings_bos and not found:
             text = "".join(self.placeholders[mark.kind] for mark in marks) + text
-            found = Counter(self._pattern.findall(text))
-        for placeholder, kind in kinds.items():
-            if found[placeholder] != len(waiting[kind]):
+            found = Counter(place.lastgroup for place in self._pattern.finditer(text))
+        for kind, placeholder in self.placeholders.items():
+            if found[kind] != len(waiting[kind]):
                 raise InvalidRequest(
-                    f"The prompt has `{placeholder}` {found[placeholder]} times, each for one {kind}, and there are "
+                    f"The prompt has `{placeholder}` {found[kind]} times, each for one {kind}, and there are "
                     f"{len(waiting[kind])}.",
                     param,
                 )
-        return self._pattern.sub(lambda place: waiting[kinds[place[0]]].pop(), text)
+        given: Counter[str] = Counter()
+
+        def expanded(place: re.Match[str]) -> str:
+            kind = place.lastgroup or ""
+            given[kind] += 1
+            own, numbered = self.placeholders[kind], self.placeholders[kind].replace(NUMBER, str(given[kind]))
+            if place[0] not in (own, numbered):
+                raise InvalidRequest(f"The prompt has `{place[0]}` where `{numbered}` comes next.", param)
+            return waiting[kind].pop()
+
+        return self._pattern.sub(expanded, text)
 
     def placed(self, ids: Sequence[int], marks: Sequence[Mark], param: str) -> tuple[MediaItem, ...]:
         """Which tokens of a prompt the rows of each medium replace. Raises `InvalidRequest`."""
@@ -83,7 +93,7 @@ class MediaText:
         is no token, the one that stands for a row."""
         waiting: list[tuple[list[int], list[str]]] = []
         for kind, placeholder in self.placeholders.items():
-            texts = [mark.prepared.text for mark in reversed(marks) if mark.kind == kind]
+            texts = _texts(marks, kind)
             found = encode(placeholder)
             waiting.append((found, texts))
             if len(found) != 1:
@@ -100,3 +110,9 @@ class MediaText:
                 new.append(ids[at])
                 at += 1
         return new
+
+
+def _texts(marks: Sequence[Mark], kind: str) -> list[str]:
+    """What stands for the media of a kind, the last one first."""
+    own = [mark.prepared.text for mark in marks if mark.kind == kind]
+    return [text.replace(NUMBER, str(number)) for number, text in enumerate(own)][::-1]

@@ -35,8 +35,10 @@ from octavo.served.request_log import log_request
 from octavo.served.streams import NewsReader, at_intervals, merged
 from octavo.served.transcription import Transcriber
 from octavo.served.turn import Conversation, ReplyWishes, Turn
+from octavo.served.voice import Voice, voice_reader
 from octavo.text.grammars.checker import GrammarChecker
 from octavo.text.grammars.grammar import limits_of
+from octavo.text.tokenizers.vocabulary import all_eos_token_ids
 from octavo.wire.messages import EngineInfo
 
 if TYPE_CHECKING:
@@ -138,7 +140,8 @@ class ServedModel:
             speech = Transcriber(vocabulary, engine, parts["tokenizer"], parts["renderer"], info, server)
         adapters = None
         if info.max_loras:
-            adapters = Adapters(engine, settings.engine.model, parts["names"], server.lora_resolver_dir)
+            read_voice = voice_reader(parts["tokenizer"], parts["renderer"])
+            adapters = Adapters(engine, settings.engine.model, parts["names"], server.lora_resolver_dir, read_voice)
         return cls(
             adapters=adapters,
             engine=engine,
@@ -154,6 +157,11 @@ class ServedModel:
         )
 
     def __post_init__(self) -> None:
+        self.engine_info = self.info
+        if 0 < self.info.num_positions < self.info.max_model_len:  # more is for adapters that know them
+            self.info = msgspec.structs.replace(self.info, max_model_len=self.info.num_positions)
+        self.num_ids = self.info.vocab_size  # of tokens that requests may name
+        self.voice: Voice | None = None  # of an adapter with a tokenizer of its own
         self.texts = TokenTexts(self.tokenizer)
         self.prompts = PromptMaker(self.renderer, self.config, self.info, self.media)
         self.grammar_limits = limits_of(self.config, self.output.special_tokens.ids)
@@ -198,8 +206,7 @@ class ServedModel:
         preparing = _Preparing(turn.request_id)
         self._preparing.append(preparing)
         try:
-            if self.adapter is not None and self.adapters is not None:
-                await self._adapter_ready(self.adapters, self.adapter)
+            await self.adapter_ready()
             prepared = await self._prepare(turn)
         except RequestError as exc:
             raise renamed(exc, turn.names) from None
@@ -209,11 +216,37 @@ class ServedModel:
             raise Aborted
         return prepared
 
-    async def _adapter_ready(self, adapters: Adapters, adapter: Adapter) -> None:
+    async def adapter_ready(self) -> None:
+        """Wait until the engine has the model's adapter, if it has one, and speak as that does from then on. Raises
+        `InvalidRequest`."""
+        if self.adapter is None or self.adapters is None:
+            return
         try:
-            await adapters.ready(adapter)
+            facts = await self.adapters.ready(self.adapter)
         except InvalidRequest as exc:
             raise InvalidRequest(exc.message, "model") from None
+        voice, self.num_ids = facts.voice, self.info.vocab_size + facts.info.num_extra
+        if facts.info.context_length:
+            self.info = msgspec.structs.replace(self.engine_info, max_model_len=facts.info.context_length)
+        if voice is not None and voice is not self.voice:
+            self.voice, self.tokenizer, self.renderer = voice, voice.tokenizer, voice.renderer
+            self.texts = TokenTexts(self.tokenizer)
+            self._breakers = BreakerTokens(self.tokenizer, self.renderer, self.num_ids)
+        self.prompts = self.prompts.speaking(self.renderer, self.info, self.num_ids)
+
+    @property
+    def adapter_fields(self) -> dict[str, Any]:
+        """What a request says of the adapter that it runs with."""
+        adapter, voice = self.adapter, self.voice
+        if adapter is None:
+            return {}
+        fields: dict[str, Any] = {
+            "adapter": adapter.key, "adapter_name": adapter.name, "adapter_path": adapter.path,
+        }  # fmt: skip
+        if voice is not None:
+            fields["tokenizer"] = voice.tokenizer
+            fields["eos_token_ids"] = all_eos_token_ids(voice.tokenizer, self.info, self.num_ids)
+        return fields
 
     def abort(self, matches: Callable[[str], bool]) -> int:
         """End the requests of matching public ids with `Aborted`, as an administrator asks; the value is their number.
@@ -363,9 +396,7 @@ class ServedModel:
             params=widened(params) if is_ranked else params,
             priority=turn.priority,
             cache_salt=turn.cache_salt,
-            adapter="" if self.adapter is None else self.adapter.key,
-            adapter_name="" if self.adapter is None else self.adapter.name,
-            adapter_path="" if self.adapter is None else self.adapter.path,
+            **self.adapter_fields,
             arrival_time=time.monotonic(),
             beams=turn.beams,
             shown_special_ids=marks,

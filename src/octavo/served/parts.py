@@ -12,6 +12,7 @@ from octavo.client.generation import Detokenizer, GenerationDelta, OpenSequence
 from octavo.client.sleep_mode import SleepMode
 from octavo.text.formats.base import ReasoningFormat, ToolFormat
 from octavo.text.grammars.tool_grammar import SpecialTokens
+from octavo.wire.messages import AdapterInfo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +70,7 @@ class Engine(Protocol):
         """Forget every cached block. Raises `ServerError`."""
         ...
 
-    async def load_adapter(self, key: str, path: str) -> None:
+    async def load_adapter(self, key: str, path: str) -> AdapterInfo:
         """Have the engine read an adapter. Raises `ServerError` with what is wrong with its files."""
         ...
 

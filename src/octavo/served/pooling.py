@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from array import array
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import mul
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 #: Values of a result for each token, at most: a result is one frame between the processes.
 _MAX_VALUES: Final = 32_000_000
+#: In a template of pairs the two texts; and what it begins with.
+_PLACES: Final = re.compile(r"(\{query\}|\{document\})")
+_BEGUN: Final = "<|im_start|>"
 #: What a request of vectors goes through the engine with. Nothing is sampled.
 _NO_SAMPLING: Final = SamplingParams(temperature=0.0, max_tokens=1)
 
@@ -94,6 +99,7 @@ async def pool(model: ServedModel, turn: TextsTurn) -> list[PooledText]:
     Raises `RequestError` naming the field, or `ServerError`.
     """
     info = pooling_info(model)
+    await model.adapter_ready()
     _check_wanted(model, info, turn)
     requests = await _requests(model, turn)
     for request in requests:
@@ -146,7 +152,7 @@ async def _requests(model: ServedModel, turn: TextsTurn) -> list[GenerateRequest
     others = [text for text in turn.texts if not isinstance(text, Pair)]
     assert not pairs or not others, "texts are pairs, or none is"
     if pairs:
-        encode = model.tokenizer.encode_pair
+        encode = partial(_joined, model)
         both = [(pair.first, pair.second) for pair in pairs]
         paired = await model.prompts.paired(both, encode, turn.param)
         made = [Prompt(ids, None, turn.param) for ids, _ in paired]
@@ -154,7 +160,8 @@ async def _requests(model: ServedModel, turn: TextsTurn) -> list[GenerateRequest
     else:
         made = await model.prompts.made(others, turn.param, turn.cache_salt)
         seconds = [0] * len(made)
-    template = model.renderer.render_text("", True)
+    # What stands behind a text stays there when it is cut.
+    template = model.renderer.render_text(_behind(model) if pairs else "", True)
     requests = []
     for place, (prompt, second) in enumerate(zip(made, seconds, strict=True)):
         request_id = turn.request_id if len(made) == 1 else f"{turn.request_id}-{place}"
@@ -181,9 +188,29 @@ async def _requests(model: ServedModel, turn: TextsTurn) -> list[GenerateRequest
                 is_whole=True,
                 trace_headers=turn.trace_headers,
                 media=prompt.media,
+                **model.adapter_fields,
             )
         )
     return requests
+
+
+def _joined(model: ServedModel, first: str, second: str) -> tuple[list[int], int]:
+    """Two texts as one, and where the second begins; 0: nothing knows of it. As the tokenizer joins them, or as they
+    stand in the model's template, unless the first is the beginning of one already."""
+    template = model.info.pooling.pair_template if model.info.pooling is not None else ""
+    if not template:
+        return model.tokenizer.encode_pair(first, second)
+    if first.startswith(_BEGUN):
+        return model.renderer.render_text(first + second, True), 0
+    parts = _PLACES.split(template)
+    texts = {"{query}": first, "{document}": second}
+    return model.renderer.render_text("".join(texts.get(part, part) for part in parts), True), 0
+
+
+def _behind(model: ServedModel) -> str:
+    """Of the template of pairs, if there is one, what stands behind the texts."""
+    template = model.info.pooling.pair_template if model.info.pooling is not None else ""
+    return _PLACES.split(template)[-1]
 
 
 def _check_size(model: ServedModel, wanted: PoolingParams, num_tokens: int, param: str) -> None:

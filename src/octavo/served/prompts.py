@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,13 @@ class Prompt:
     decoder_text: str | None = None
 
 
+@dataclass(slots=True)
+class _Queued:
+    """Templates that wait to be rendered, for whomever."""
+
+    count: int = 0
+
+
 class PromptMaker:
     """The renderer, and the threads in which it works on what is long."""
 
@@ -65,7 +73,14 @@ class PromptMaker:
         self._threads = ThreadPoolExecutor(2, "tokenize")
         # A template that a request brought may take its full time: only others of its kind wait for it.
         self._template_thread = ThreadPoolExecutor(1, "template")
-        self._num_templates = 0
+        self._templates = _Queued()
+        self._num_ids = info.vocab_size
+
+    def speaking(self, renderer: Renderer, info: EngineInfo, num_ids: int) -> PromptMaker:
+        """The same, in the same threads, for an adapter with a renderer, a context or tokens of its own."""
+        made = copy.copy(self)
+        made._renderer, made._info, made._num_ids = renderer, info, num_ids
+        return made
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -226,8 +241,8 @@ class PromptMaker:
     def _check_ids(self, ids: list[int], param: str) -> None:
         if not ids:
             raise InvalidRequest("Prompt cannot be empty.", param)
-        if min(ids) < 0 or max(ids) >= self._info.vocab_size:
-            raise InvalidRequest(f"Token ids should lie in 0..{self._info.vocab_size - 1}.", param)
+        if min(ids) < 0 or max(ids) >= self._num_ids:
+            raise InvalidRequest(f"Token ids should lie in 0..{self._num_ids - 1}.", param)
 
     async def _run(
         self, size: int, function: Callable[[], T], param: str, total: int = 0, *, is_slow: bool = False
@@ -254,13 +269,13 @@ class PromptMaker:
             raise InvalidRequest(exc.message, _INDEX.sub(r".\1", exc.param or param)) from None
 
     async def _in_template_thread(self, function: Callable[[], T]) -> T:
-        if self._num_templates >= MAX_TEMPLATES_QUEUED:
+        if self._templates.count >= MAX_TEMPLATES_QUEUED:
             raise Overloaded("Too many chat templates of requests are waiting to be rendered. Try again later.")
-        self._num_templates += 1
+        self._templates.count += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._template_thread, function)
         finally:
-            self._num_templates -= 1
+            self._templates.count -= 1
 
 
 def _num_media_chars(marks: Sequence[Mark]) -> int:

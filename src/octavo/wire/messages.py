@@ -87,6 +87,7 @@ class PoolingInfo(Message, frozen=True, gc=False):
     classes: bool = False  # the values are those of classes, by these labels
     labels: tuple[str, ...] = ()
     reads_pairs: bool = False  # it was made for two texts in one
+    pair_template: str = ""  # which stand in it as {query} and {document}; "": the tokenizer joins them
     prompts: dict[str, str] = {}
     default_prompt: str | None = None
     dimensions: tuple[int, ...] = ()
@@ -97,7 +98,7 @@ class EngineInfo(Message, frozen=True, gc=False):
     """What only the engine knows, sent once when it can serve."""
 
     model_type: str
-    vocab_size: int  # width of the logits
+    vocab_size: int  # of the model: width of the logits, but for tokens that adapters add
     max_model_len: int
     num_kv_blocks: int
     block_size: int
@@ -143,6 +144,8 @@ class EngineInfo(Message, frozen=True, gc=False):
     #: Tokens of a prompt see each other: a step computes all of them, and no other prompt begins with the same.
     prompts_stay_whole: bool = False
     caches_output: bool = True  # blocks of generated tokens may serve other requests: they are what a prompt's would be
+    num_positions: int = 0  # that it knows without an adapter; 0: all of `max_model_len`
+    extra_tokens: int = 0  # ids behind the vocabulary, for tokens that adapters add
     max_loras: int = 0  # adapters in one step; 0: the engine takes none
     pooling: PoolingInfo | None = None  # it gives vectors and generates nothing
     expert_bytes: int = 0  # of the weights', those of experts
@@ -210,6 +213,7 @@ class EngineCoreOutput(Message, frozen=True, gc=False):
     logprobs: list[TokenLogprobs] | None = None
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache; set with the first output
     error: str | None = None
+    is_of_adapter: bool = False  # the error: its adapter's files are at fault, and nothing of the engine's
     scheduled_time: float = 0.0  # time.monotonic() when first scheduled; set with the first output
     # Of the prompt's tokens that this step scored, in order; all of them, from the second on, come with or before the
     # first new token. An output may hold nothing else.
@@ -256,6 +260,13 @@ class EngineCoreOutputs(Message, frozen=True, gc=False):
     outputs: list[EngineCoreOutput]
     stats: SchedulerStats
     timestamp: float = 0.0  # time.monotonic() when the step ended
+
+
+class AdapterInfo(Message, frozen=True, gc=False):
+    """What requests with an adapter may do beyond others. `context_length`: 0: the model's."""
+
+    num_extra: int = 0  # tokens that it adds to the model's
+    context_length: int = 0
 
 
 class CallResult(Message, frozen=True, gc=False):

@@ -6,6 +6,7 @@ times; their windows and positions are the same.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from octavo.worker.arrays import array, pixel_values
 from octavo.worker.codes import CodeEncoder, codes_bytes
 from octavo.worker.encoder import EncoderRunner
 from octavo.worker.input_batch import HostBatch, InputBatch
+from octavo.worker.resampler import ResamplerRunner
 from octavo.worker.sounds import SoundEncoder, sound_bytes
 
 
@@ -44,6 +46,7 @@ class MediaEncoder:
                 stage,
                 EncoderRunner(stage.program, ops, device, model.weights),
                 None if stage.tap is None else EncoderRunner(stage.tap, ops, device, model.weights),
+                None if stage.mean is None else EncoderRunner(stage.mean, ops, device, model.weights),
             )
             for stage in tower.stages
         ]
@@ -58,6 +61,13 @@ class MediaEncoder:
             self._codes = CodeEncoder(tower.spec.codes, tower.codes, ops, device, model.weights)
         self._position_table = None if tower.position_table is None else model.weights[tower.position_table.name]
         self._newline = None if tower.newline is None else model.weights[tower.newline.name]
+        self._separators = None if tower.separators is None else model.weights[tower.separators.name]
+        self._projection = None
+        if tower.projection is not None:
+            self._projection = EncoderRunner(tower.projection, ops, device, model.weights)
+        self._resampler = None
+        if tower.resampler is not None:
+            self._resampler = ResamplerRunner(tower.resampler, ops, device, model.weights)
         self._rows: dict[bytes, torch.Tensor] = {}  # by digest: [rows, width] of the activations' type
 
     def apply(self, plan: SchedulerOutput) -> None:
@@ -105,69 +115,103 @@ class MediaEncoder:
 
     def _encoded(self, item: MediaItem) -> torch.Tensor:
         if item.kind == "embeds":
-            (rows,) = self._device.upload(array(item.tensors["rows"]).astype(np.float32))
+            given = array(item.tensors["rows"]).astype(np.float32) * np.float32(self._spec.row_scale)
+            (rows,) = self._device.upload(given)
             return rows.to(self._dtype)
         if self._sounds is not None:
             rows = self._sounds.encode(item)
             assert len(rows) == item.rows, f"a sound of {item.rows} rows was encoded to {len(rows)}"
             return rows
-        patches, positions = array(item.tensors["patches"]), array(item.tensors["positions"])
-        levels = array(item.tensors["levels"])
-        num_sequences, length, _ = patches.shape
-        at_once = max(1, self._most_patches // length)
-        rows = torch.cat(
-            [
-                self._encode(patches[first : first + at_once], positions[..., first : first + at_once, :], levels, item)
-                for first in range(0, num_sequences, at_once)
-            ]
-        )
+        values, lens = self._values(item)
+        positions = array(item.tensors["positions"])
+        positions = positions.reshape(*positions.shape[:-2], -1)
+        parts, first, start = [], 0, 0
+        while first < len(lens):
+            last, end = first + 1, start + lens[first]
+            while last < len(lens) and end - start + lens[last] <= self._most_patches:
+                last, end = last + 1, end + lens[last]
+            made = self._encode(values(start, end), positions[..., start:end], lens[first:last], item)
+            if self._resampler is not None:
+                made = self._resampler.run(made, lens[first:last], array(item.tensors["places"])[start:end])
+            parts.append(made)
+            first, start = last, end
+        rows = torch.cat(parts)
         if "order" in item.tensors:
             if self._newline is not None:
                 rows = torch.cat((rows, self._newline.to(self._dtype)[None]))
+            if self._separators is not None:
+                rows = torch.cat((rows, self._separators.to(self._dtype).view(-1, rows.shape[1])))
             rows = rows[self._device.upload(array(item.tensors["order"]).astype(np.int64))[0]]
+        if self._projection is not None:
+            rows = self._projection.run([len(rows)], rows=rows).clone()
+            self._projection.release()
         assert len(rows) == item.rows, f"a picture of {item.rows} rows was encoded to {len(rows)}"
-        return rows
+        return rows if self._spec.row_scale == 1.0 else rows * self._spec.row_scale
 
-    def _encode(self, patches: np.ndarray, positions: np.ndarray, levels: np.ndarray, item: MediaItem) -> torch.Tensor:
-        """`patches` uint8 [S, P, values], the same of each channel after the other; `positions` int32 [S, P], or
-        [parts, S, P]; `levels` float32 [3, 256]."""
-        num_sequences, length, width = patches.shape
-        values = pixel_values(patches, levels).reshape(num_sequences, length, width)
+    def _values(self, item: MediaItem) -> tuple[Callable[[int, int], np.ndarray], list[int]]:
+        """From the numbers of the first patch and of that behind the last to their values, float32 [P, values]; and how
+        many patches each sequence has. `patches` uint8 [S, P, values], the same of each channel after the other, mean
+        what `levels` float32 [3, 256] say; in front of them are those of `values` float32 [S, P, values], if any."""
+        patches, levels = array(item.tensors["patches"]), array(item.tensors["levels"])
+        given = array(item.tensors["values"]) if "values" in item.tensors else np.zeros((0, *patches.shape[1:]))
+        lens = [patches.shape[1]] * (len(given) + len(patches))
+        if "lens" in item.tensors:  # they are not all alike, and stand one behind the other
+            lens = array(item.tensors["lens"]).tolist()
+        flat, front = patches.reshape(-1, patches.shape[2]), given.reshape(-1, patches.shape[2]).astype(np.float32)
+
+        def values(start: int, end: int) -> np.ndarray:
+            found = pixel_values(flat[max(0, start - len(front)) : max(0, end - len(front))], levels)
+            return np.concatenate((front[start:end], found)) if start < len(front) else found
+
+        return values, lens
+
+    def _encode(self, values: np.ndarray, positions: np.ndarray, lens: list[int], item: MediaItem) -> torch.Tensor:
+        """`values` float32 [P, values] of sequences of `lens` patches; `positions` int32 [P], or [parts, P]."""
         if self._spec.channels_last:
-            values = values.reshape(num_sequences, length, 3, width // 3).swapaxes(2, 3).reshape(values.shape)
+            values = values.reshape(len(values), 3, -1).swapaxes(1, 2).reshape(values.shape)
         if self._codes is not None:
             side = self._codes.side
-            return self._codes.run(values.reshape(num_sequences * length, 3, side, side))
-        if width < self._spec.patch_values:  # a picture stands still
-            still = values.reshape(num_sequences, length, 3, 1, width // 3)
-            values = np.repeat(still, self._spec.frames, 3)
-        if has_class := self._spec.has_class_token:
-            values = np.pad(values, ((0, 0), (1, 0), (0, 0)))
-            positions = np.pad(positions + 1, [(0, 0)] * (positions.ndim - 1) + [(1, 0)])
-        length = values.shape[1]
-        (rows,) = self._device.upload(np.ascontiguousarray(values.reshape(-1, self._spec.patch_values)))
+            return self._codes.run(values.reshape(-1, 3, side, side))
+        if values.shape[1] < self._spec.patch_values:  # a picture stands still
+            still = values.reshape(len(values), 3, 1, -1)
+            values = np.repeat(still, self._spec.frames, 2)
         needed = None
-        if has_class and not self._spec.keeps_class:
-            needed = np.arange(num_sequences * length, dtype=np.int64).reshape(-1, length)[:, 1:].reshape(-1)
+        if self._spec.has_class_token:
+            starts = np.cumsum([0, *lens[:-1]])
+            values, positions = np.insert(values, starts, 0, 0), np.insert(positions + 1, starts, 0, -1)
+            lens = [length + 1 for length in lens]
+            if not self._spec.keeps_class:
+                needed = np.delete(np.arange(len(values), dtype=np.int64), starts + np.arange(len(starts)))
+        (rows,) = self._device.upload(np.ascontiguousarray(values.reshape(-1, self._spec.patch_values)))
         # A copy, since torch warns of arrays that it could not write to.
-        positions = np.array(positions.reshape(*positions.shape[:-2], -1), np.int32, order="C")
-        return self._through_stages(rows.to(self._dtype), [length] * num_sequences, positions, needed, item)
+        positions = np.array(positions, np.int32, order="C")
+        return self._through_stages(rows.to(self._dtype), lens, positions, needed, item)
 
     def _through_stages(
         self, rows: torch.Tensor, lens: list[int], positions: np.ndarray, needed: np.ndarray | None, item: MediaItem
     ) -> torch.Tensor:
         taps: list[torch.Tensor] = []
         joined: list[torch.Tensor] = []
-        for number, (stage, runner, tap) in enumerate(self._stages):
+        is_whole = True  # rows are those of patches still, with their positions
+        for number, (stage, runner, tap, mean) in enumerate(self._stages):
             is_last = number == len(self._stages) - 1
             if is_last and joined:
                 rows = torch.cat(joined, 1)
+            means = None
+            if mean is not None:
+                means = mean.run(lens, rows=rows).clone()
+                mean.release()
+            own = array(item.tensors["windows"]).tolist() * len(lens) if stage.is_windowed else lens
             rows = runner.run(
-                array(item.tensors["windows"]).tolist() * len(lens) if stage.is_windowed else lens,
+                [stage.window] * (len(rows) // stage.window) if stage.window else own,
                 rows=rows,
-                positions=positions,
+                positions=positions if is_whole else None,
                 needed=needed if is_last else None,
             ).clone()
+            if means is not None:
+                rows += means
+            if stage.divisor > 1:
+                lens, is_whole = [length // stage.divisor for length in lens], False
             if len(self._stages) > 1:
                 runner.release()
             if number == 0 and self._position_table is not None:

@@ -98,7 +98,7 @@ class ModelRunner:
             max_num_seqs,
             max_model_len,
             block_size,
-            model.spec.vocab_size,
+            definition.num_ids,
             windows,
             definition.num_encoder_groups,
             max(max_encoder_len(definition), most_rows(definition, block_size)),

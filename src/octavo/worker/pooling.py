@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from octavo.base.params import PoolingParams
 from octavo.device.base import Device
-from octavo.models.pooling_files import Dense, Pooling
-from octavo.models.spec import HeadActivation
+from octavo.models.pooling_files import Dense, DenseNorm, Pooling
+from octavo.models.spec import HeadActivation, HeadSpec
 from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
 from octavo.wire.step import ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
@@ -52,11 +52,7 @@ class Pooler:
     def __init__(self, pooling: Pooling, weights: Mapping[str, Any]) -> None:
         """`weights`: of the model, by name."""
         self._pooling = pooling
-        heads = []
-        for head in pooling.spec.heads:
-            bias = _host(weights[f"{head.name}.bias"]) if head.bias else None
-            heads.append(Dense(_host(weights[f"{head.name}.weight"]), bias, head.activation))
-        self._heads = [*heads, *pooling.dense]
+        self._heads = [*(_dense(head, weights) for head in pooling.spec.heads), *pooling.dense]
         self._partial: dict[int, _Partial] = {}
 
     def begin(self, request: NewRequestData) -> None:
@@ -132,6 +128,8 @@ class Pooler:
         for head in self._heads:
             x = functional.linear(x, head.weight, head.bias)
             x = _ACTIVATIONS[head.activation](x)
+            if head.norm is not None:
+                x = functional.layer_norm(x, x.shape, head.norm.weight, head.norm.bias, head.norm.eps)
         pooling = self._pooling
         if pooling.spec.classes:
             if params.activation is not False:
@@ -153,6 +151,18 @@ def _unit(values: np.ndarray) -> np.ndarray:
     length = float(np.sqrt(np.add.reduce(wide * wide)))
     result: np.ndarray = (wide / max(length, _SHORTEST)).astype(np.float32)
     return result
+
+
+def _dense(head: HeadSpec, weights: Mapping[str, Any]) -> Dense:
+    def found(name: str, is_there: bool) -> Tensor | None:
+        return _host(weights[name]) if is_there else None
+
+    norm = None
+    if head.norm is not None:
+        name = head.norm_name
+        bias = found(f"{name}.bias", head.norm.bias)
+        norm = DenseNorm(weight=_host(weights[f"{name}.weight"]), bias=bias, eps=head.norm.eps)
+    return Dense(_host(weights[f"{head.name}.weight"]), found(f"{head.name}.bias", head.bias), head.activation, norm)
 
 
 def _host(weight: Tensor) -> Tensor:
@@ -179,6 +189,8 @@ class EncodingRunner:
         #: By how much the position of a token of the second text differs, where positions know of it.
         spec = definition.spec
         self._second = spec.max_position_embeddings if spec.token_types > 1 and spec.learned_positions else 0
+        #: And by how much its id does, where ids do.
+        self._second_id = spec.vocab_size if spec.types_by_id else 0
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         return self.collect(self.submit(plan))
@@ -191,7 +203,7 @@ class EncodingRunner:
             return step
         assert all(plan.num_scheduled_tokens[each.slot] == len(each.prompt_token_ids) for each in new)
         lens = [len(each.prompt_token_ids) for each in new]
-        ids = np.concatenate([np.array(each.prompt_token_ids, np.int32) for each in new])
+        ids = np.concatenate([self._ids(each) for each in new])
         hidden = _numpy(self._runner.run(lens, token_ids=ids, positions=self._positions(new)))
         start = 0
         for each, count in zip(new, lens, strict=True):
@@ -207,6 +219,12 @@ class EncodingRunner:
 
     def collect(self, step: RunningStep) -> ModelRunnerOutput:
         return ModelRunnerOutput({slot: [] for slot in step.slots}, pooled=step.pooled)
+
+    def _ids(self, request: NewRequestData) -> np.ndarray:
+        ids = np.array(request.prompt_token_ids, np.int32)
+        if self._second_id and request.pooling is not None and request.pooling.second_from:
+            ids[request.pooling.second_from :] += self._second_id
+        return ids
 
     def _positions(self, new: Sequence[NewRequestData]) -> np.ndarray | None:
         """None: those of each sequence, from 0 on."""

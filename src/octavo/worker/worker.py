@@ -24,7 +24,7 @@ from octavo.models.pooling_files import Pooling, pooling_of
 from octavo.models.spec import ModelSpec
 from octavo.models.transformer import Transformer
 from octavo.ops.table import AttentionBackend, Binding, Ops, bind, cache_shapes
-from octavo.wire.messages import EngineInfo, PoolingInfo, StepSeconds
+from octavo.wire.messages import AdapterInfo, EngineInfo, PoolingInfo, StepSeconds
 from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
 from octavo.worker.adapters import AdapterSlots, AdapterStore, bank_bytes, with_adapters, with_banks
 from octavo.worker.cross_inputs import encoder_channels, encoding_bytes, max_encoder_len, silence
@@ -95,9 +95,9 @@ class Worker:
 
         loaded = load(checkpoint)
         kv_dtype = self._kv_cache_dtype(loaded, device)
-        loaded = with_adapters(loaded, config.lora, ops, device.default_batched_tokens)
+        loaded = with_adapters(loaded, config, ops, device.default_batched_tokens)
         if config.lora.enable_lora:
-            self._adapters = AdapterStore(loaded.model.definition, config.model, config.lora, checkpoint)
+            self._adapters = AdapterStore(loaded.model.definition, config, checkpoint)
         max_model_len = self._max_model_len(loaded)
         loaded = with_scales(loaded, checkpoint, config.cache, ops, device, max_model_len)
         if config.parallel.batch_invariant and device.name != "cpu" and not loaded.model.can_be_captured:
@@ -131,7 +131,7 @@ class Worker:
         self.swap_arena = SwapArena(device, plan.bytes_per_block, swap_bytes)
 
         def make_model(definition: Definition, weights: Weights) -> Transformer:
-            weights = with_banks(definition, weights, config.lora, ops)
+            weights = with_banks(definition, weights, config, ops)
             model = transformer(definition, ops, weights, device.default_batched_tokens)
             model.reserve(*reserved)
             return model
@@ -188,12 +188,12 @@ class Worker:
     def _slots_of(self, model: Transformer, ops: Ops, device: Device) -> AdapterSlots | None:
         if self._adapters is None:
             return None
-        return AdapterSlots(model, ops, device, self._adapters, self._config.lora.max_loras)
+        return AdapterSlots(model, ops, device, self._adapters, self._config)
 
-    def read_adapter(self, key: str, path: str) -> None:
+    def read_adapter(self, key: str, path: str) -> AdapterInfo:
         """Keep an adapter on the host. May run in another thread than the steps. Raises CheckpointError."""
         assert self._adapters is not None, "adapters are off"
-        self._adapters.read(key, path)
+        return self._adapters.read(key, path)
 
     def drop_adapter(self, key: str) -> None:
         """No plan names it from here on."""
@@ -323,6 +323,9 @@ class Worker:
     def _max_model_len(self, loaded: LoadedModel, trained: int | None = None) -> int:
         """`trained`: tokens of the longest texts that the model was trained on, where its files say."""
         asked, limit = self._config.model.max_model_len, loaded.spec.max_position_embeddings
+        lora = self._config.lora
+        if lora.enable_lora and lora.long_lora_scaling_factors and asked:  # some adapters may have more
+            limit = int(limit * max(lora.long_lora_scaling_factors))
         if asked is not None and asked > limit:
             raise InvalidConfig(f"--max-model-len {asked} is longer than the {limit} positions of the model.")
         return asked or min(loaded.spec.default_positions, trained or limit)
@@ -492,6 +495,8 @@ class Worker:
             load_seconds=seconds,
             # Elsewhere kernels for one token and for many round differently: then a hit on generated text would show.
             caches_output=device.decodes_as_prompts or not self._config.parallel.batch_invariant,
+            num_positions=loaded.spec.max_position_embeddings,
+            extra_tokens=loaded.model.definition.extra_tokens,
             max_loras=self._config.lora.max_loras if self._config.lora.enable_lora else 0,
             num_swap_blocks=self.swap_arena.num_places,
             has_states=bool(_state_values(loaded.model.definition)),
@@ -521,6 +526,7 @@ def _with_pooling(info: EngineInfo, pooling: Pooling, spec: ModelSpec) -> Engine
         classes=bool(pooling.spec.classes),
         labels=pooling.spec.labels,
         reads_pairs=bool(pooling.spec.classes) and len(pooling.spec.labels) == 1,
+        pair_template=pooling.spec.pair_template,
         prompts=dict(pooling.prompts),
         default_prompt=pooling.default_prompt,
         dimensions=pooling.dimensions,

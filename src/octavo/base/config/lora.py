@@ -17,8 +17,24 @@ class LoraConfig:
     max_lora_rank: int = opt(
         16, "Highest rank of an adapter: 8, 16, 32, 64, 128 or 256.", choices=(8, 16, 32, 64, 128, 256)
     )
+    lora_extra_vocab_size: int = opt(
+        0,
+        "Most tokens that an adapter adds to the model's: 0, 256 or 512. Logits have so many more columns.",
+        choices=(0, 256, 512),
+    )
     lora_dtype: Literal["auto", "float16", "bfloat16", "float32"] = opt(
         "auto", "Data type of adapters; auto: as they are stored, on a GPU that of the activations."
+    )
+    long_lora_scaling_factors: list[float] = opt(
+        list,
+        "Factors, above 1, by which adapters may lengthen the model's context; each takes a table of positions. An "
+        "adapter's own follows from `context_length` in its configuration.",
+        above=1.0,
+    )
+    lora_target_modules: list[str] = opt(
+        list,
+        "Modules that adapters may change, by the ends of their names, such as q_proj; adapters of others are refused. "
+        "Default: all that octavo can.",
     )
     max_cpu_loras: int | None = opt(
         None,

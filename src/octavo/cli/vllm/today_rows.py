@@ -71,8 +71,7 @@ TODAY_ROWS: tuple[Row, ...] = (
     other("--mm-encoder-tp-mode", None, "weights", "How devices share encoders.", ANY, _MEDIA_STEPS),
     other("--safetensors-load-strategy", None, "lazy", "How files are read.", ANY,
           "octavo maps files and reads each tensor once"),
-    other("--lora-target-modules", None, "none", "Modules to which LoRA adapters apply.", EMPTY,
-          "an adapter changes the modules that its files name", kind="list"),
+    ours("--lora-target-modules", None, "none", "An adapter that changes others is refused."),
     # ---- memory
     ours("--kv-cache-memory-bytes", None, "none"),
     other("--kv-offloading-size", None, "none", "GiB of the host's memory for KV blocks.", ZERO, _NO_OFFLOAD,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from octavo.base.config import EngineConfig
-from octavo.wire.messages import EngineInfo
+from octavo.wire.messages import AdapterInfo, EngineInfo
 from octavo.wire.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Executor(Protocol):
 
     def collect(self, step: Any) -> ModelRunnerOutput: ...
 
-    def read_adapter(self, key: str, path: str) -> None:
+    def read_adapter(self, key: str, path: str) -> AdapterInfo:
         """Have the host keep an adapter, which plans may name then. May be called in any thread. Raises
         CheckpointError."""
         ...
@@ -96,8 +96,8 @@ class UniprocExecutor:
     def collect(self, step: Any) -> ModelRunnerOutput:
         return self._loaded().collect(step)
 
-    def read_adapter(self, key: str, path: str) -> None:
-        self._loaded().read_adapter(key, path)
+    def read_adapter(self, key: str, path: str) -> AdapterInfo:
+        return self._loaded().read_adapter(key, path)
 
     def drop_adapter(self, key: str) -> None:
         self._loaded().drop_adapter(key)

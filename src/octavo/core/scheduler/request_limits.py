@@ -50,6 +50,7 @@ class RequestLimits:
     media_kinds: tuple[str, ...] = ()
     media_width: int = 0
     max_loras: int = 0
+    extra_tokens: int = 0  # ids behind the vocabulary, for requests with an adapter
     max_span_tokens: int | None = None  # where a run of tokens of one item must fit one step
     pictures: PictureTiles = PictureTiles()
 
@@ -67,8 +68,9 @@ class RequestLimits:
         prompt = message.prompt_token_ids
         if not prompt:
             return "The prompt is empty."
-        if min(prompt) < 0 or max(prompt) >= self.vocab_size:
-            return f"The prompt contains a token id outside 0..{self.vocab_size - 1}."
+        num_ids = self.vocab_size + (self.extra_tokens if message.adapter else 0)
+        if min(prompt) < 0 or max(prompt) >= num_ids:
+            return f"The prompt contains a token id outside 0..{num_ids - 1}."
         if message.adapter and not self.max_loras:
             return "The request has an adapter, and the engine was started without --enable-lora."
         if message.media and (refusal := self._media_refusal(message.media, len(prompt))) is not None:

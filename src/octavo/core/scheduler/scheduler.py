@@ -84,7 +84,7 @@ class Scheduler:
         self.max_num_batched_tokens = info.max_num_batched_tokens
         self.max_num_prefill_tokens = info.max_num_prefill_tokens
         self.max_model_len = info.max_model_len
-        self.vocab_size = info.vocab_size
+        self.vocab_size = info.vocab_size + info.extra_tokens
         pooling = info.pooling
         stays_whole = info.prompts_stay_whole or (pooling is not None and pooling.is_whole)
         self.enable_chunked_prefill = config.scheduler.enable_chunked_prefill and not stays_whole
@@ -127,7 +127,7 @@ class Scheduler:
             self.limits.insert(1, self._media)
         drafter = self._drafter = None if info.has_states or pooling else drafter
         self._request_limits = RequestLimits(
-            self.vocab_size,
+            info.vocab_size,
             self.max_model_len,
             self.kv.capacity_tokens,
             None if self.enable_chunked_prefill else self.max_num_batched_tokens,
@@ -136,6 +136,7 @@ class Scheduler:
             info.media_kinds,
             info.media_width,
             info.max_loras,
+            info.extra_tokens,
             self.max_num_prefill_tokens if info.media_stays_whole else None,
             self._pictures,
         )

@@ -1,60 +1,22 @@
-"""From the files of an adapter to what its rows compute with, checked against the model."""
+"""Reads the files of adapters for one model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from octavo.base.errors import CheckpointError
+from octavo.base.config import LoraConfig
+from octavo.models.adapters.fitting import Adapter, Fit, Fitting, ReadBase
 from octavo.models.adapters.gguf import read_gguf
-from octavo.models.adapters.parts import AdapterFiles, Module
 from octavo.models.adapters.peft import read_peft
-from octavo.models.adapters.targets import Target, targets
+from octavo.models.adapters.targets import targets
 from octavo.models.decoder import Definition
-from octavo.models.layout import Places
-from octavo.models.params import TensorDecl
+from octavo.models.layout import STACKED_EXPERTS, Places
 from octavo.models.registry import find_family
-from octavo.ops.lora import LoraPart, LoraWeights
-from octavo.quant.packed import all_finite
-
-Named = tuple[str, Tensor]
-#: A declared tensor of the model, as it is stored, in float32.
-ReadBase = Callable[[TensorDecl], Tensor]
-
-_EMBEDDING = "model.embed_tokens.weight"
-_HEAD = "lm_head.weight"
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True, eq=False)
-class TableDelta:
-    """What an adapter's rows read in place of a table's: `whole`, or the table's and scaling * a[:, token] b."""
-
-    whole: Tensor | None = None  # [rows, width]
-    a: Tensor | None = None  # [rows, rank]
-    b: Tensor | None = None  # [rank, width]
-    scaling: float = 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class Adapter:
-    """`weights`: by the names of the products' weights. `head`: an output matrix [V, H] in place of the model's."""
-
-    weights: dict[str, LoraWeights]
-    embedding: TableDelta | None = None
-    head: Tensor | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        tensors = [tensor for weights in self.weights.values() for tensor in weights.tensors]
-        if self.embedding is not None:
-            tensors += [each for each in (self.embedding.whole, self.embedding.a, self.embedding.b) if each is not None]
-        return sum(tensor.nbytes for tensor in (*tensors, *([] if self.head is None else [self.head])))
 
 
 class AdapterReader:
@@ -65,217 +27,35 @@ class AdapterReader:
         definition: Definition,
         config: Mapping[str, Any],
         base: Callable[[], ReadBase],
-        max_rank: int,
+        limits: LoraConfig,
         dtype: torch.dtype | None,
+        max_model_len: int,
     ) -> None:
         """`config`: the model's, in Hugging Face's form. `base` opens the model's files. `dtype`: of the adapters'
         matrices; None: as they are stored."""
         family = find_family(dict(config), "the model")
         tensors = definition.tensors.values()
+        # Adapters name modules as they are in memory, where experts are stacked whatever the model's files have.
+        in_memory = replace(family.hf, splits=(*STACKED_EXPERTS, *family.hf.splits))
         self._places = {
-            False: Places(family.hf, {tensor.name: tensor for tensor in tensors}),
+            False: Places(in_memory, {tensor.name: tensor for tensor in tensors}),
             True: Places(family.gguf, {tensor.gguf: tensor for tensor in tensors}),
         }
-        self._targets = targets(definition)
-        self._spec = definition.spec
+        spec = definition.spec
+        table = spec.vocab_size, spec.embedding_size or spec.hidden_size
+        self._fit = Fit(
+            targets=targets(definition),
+            table=table,
+            positions=spec.max_position_embeddings,
+            max_model_len=max_model_len,
+            is_tied=spec.tie_word_embeddings,
+            limits=limits,
+            dtype=dtype,
+        )
         self._base = base
-        self._max_rank, self._dtype = max_rank, dtype
 
     def read(self, path: str) -> Adapter:
         """Raises CheckpointError, naming the tensor that does not fit."""
         place = Path(path)
         files = read_gguf(place) if place.suffix == ".gguf" else read_peft(place)
-        return _Fitting(self, files).adapter()
-
-
-class _Fitting:
-    """One adapter on its way."""
-
-    def __init__(self, reader: AdapterReader, files: AdapterFiles) -> None:
-        self._reader = reader
-        self._source = files.source
-        self._files = files
-        self._places = reader._places[files.is_gguf]
-        self._base: ReadBase | None = None
-        self._found: dict[str, _Product] = {}
-        self._embedding: TableDelta | None = None
-        self._head: Tensor | None = None
-
-    def adapter(self) -> Adapter:
-        for name, module in self._files.modules.items():
-            self._add(name, module)
-        weights = {name: product.weights(self._dtype(product)) for name, product in self._found.items()}
-        return Adapter(weights, self._embedding, self._head)
-
-    def _add(self, name: str, module: Module) -> None:
-        where = next(value[0] for value in _values(module))
-        declared = self._places.places_of(name)
-        if name in ("output.weight", _HEAD) and self._places.declared(name) is None:  # the tied one
-            declared = {_HEAD: next(iter(declared.values()))}
-        keys = {self._name(key): place for key, place in declared.items()}
-        if _EMBEDDING in keys:
-            self._add_table(module, where)
-            return
-        unknown = [key for key in keys if key not in self._reader._targets]
-        if unknown:
-            known = any(self._places.declared(key) for key in declared)
-            what = "octavo has adapters of products alone" if known else "the model has no such module"
-            if ".experts." in unknown[0]:
-                what = "adapters of experts are not supported"
-            raise self._fail(where, what)
-        if module.whole is not None:
-            self._add_whole(module, keys)
-            return
-        num_rows = sum(self._reader._targets[key].tensor.shape[0] for key in keys) + next(iter(keys.values())).skipped
-        checked = self._checked(module, num_rows, self._reader._targets[next(iter(keys))].tensor.shape[1])
-        for key, place in keys.items():
-            if place.is_turned or place.is_stack:
-                raise self._fail(where, "octavo computes with this module in another form, which adapters cannot have")
-            target = self._reader._targets[key]
-            rows = None if key == _HEAD else self._places.ordered_rows(place, target.tensor, num_rows)
-            self._add_part(target, checked, rows)
-
-    def _name(self, key: str) -> str:
-        """The declared name in Hugging Face's form."""
-        tensor = self._places.declared(key)
-        return key if tensor is None else tensor.name
-
-    # ------------------------------------------------------------ one product
-    def _checked(self, module: Module, rows: int, columns: int) -> Module:
-        """The module's tensors in their right shapes, finite and of floats."""
-        if (module.a is None) != (module.b is None):
-            name, _ = module.a or module.b or ("", None)
-            raise self._fail(name, "its other half is missing")
-        rank = 0 if module.a is None else module.a[1].shape[0]
-        if rank > self._reader._max_rank:
-            raise self._fail(
-                module.a[0] if module.a else "", f"its rank is {rank}, and --max-lora-rank {self._reader._max_rank}"
-            )
-        shapes = {
-            "a": (rank, columns), "b": (rows, rank), "b_bias": (rows,), "magnitude": (rows,), "bias": (rows,),
-        }  # fmt: skip
-        found = Module(scaling=module.scaling)
-        for field_name, shape in shapes.items():
-            value = getattr(module, field_name)
-            if value is not None:
-                setattr(found, field_name, (value[0], self._tensor(value, shape)))
-        if found.magnitude is not None and found.a is None:
-            raise self._fail(found.magnitude[0], "the matrices that it belongs to are missing")
-        return found
-
-    def _tensor(self, value: Named, shape: tuple[int, ...]) -> Tensor:
-        name, tensor = value
-        if len(shape) == 1:
-            tensor = tensor.flatten()
-        if tuple(tensor.shape) != shape or 0 in shape:
-            raise self._fail(name, f"its shape is {list(tensor.shape)}, not {list(shape)}")
-        if tensor.dtype not in _FLOATS:
-            raise self._fail(name, f"its type is {str(tensor.dtype).removeprefix('torch.')}, not one of floats")
-        if not all_finite(tensor):
-            raise self._fail(name, "it holds NaN or infinite values")
-        return tensor
-
-    def _add_part(self, target: Target, module: Module, rows: Tensor | None) -> None:
-        product = self._found.setdefault(target.weight.name, _Product(target.weight.shape[0]))
-
-        def of(value: Named | None) -> Tensor | None:
-            return None if value is None else value[1] if rows is None else value[1][rows]
-
-        a, b = None if module.a is None else module.a[1], of(module.b)
-        if a is not None and b is not None:
-            scaling = module.scaling * target.tensor.scale
-            product.parts.append((target.first, a, b, scaling))
-        columns = slice(target.first, target.first + target.tensor.shape[0])
-        magnitude, bias, b_bias = of(module.magnitude), of(module.bias), of(module.b_bias)
-        gain = None
-        if magnitude is not None and a is not None and b is not None:
-            norms = (self._of_base(target.tensor) + module.scaling * b.float() @ a.float()).norm(dim=1)
-            gain = product.scale[columns] = magnitude.float() / norms
-            product.has_scale = True
-        own = None
-        if target.bias is not None and (gain is not None or bias is not None):
-            own = self._of_base(target.bias)
-        shift = torch.zeros(target.tensor.shape[0])
-        if bias is not None:
-            if own is None:
-                raise self._fail(module.bias[0] if module.bias else "", "the model has no such bias")
-            shift += (bias.float() - own) * target.bias.scale if target.bias is not None else 0.0
-        if gain is not None and own is not None and target.bias is not None:
-            shift += (1.0 - gain) * own * target.bias.scale
-        if b_bias is not None:
-            shift += b_bias.float() * module.scaling * target.tensor.scale
-        if shift.any():
-            product.shift[columns] = shift
-            product.has_shift = True
-
-    def _of_base(self, tensor: TensorDecl) -> Tensor:
-        if self._base is None:
-            self._base = self._reader._base()
-        return self._base(tensor)
-
-    def _dtype(self, product: _Product) -> torch.dtype:
-        if self._reader._dtype is not None:
-            return self._reader._dtype
-        found = {each.dtype for _, a, b, _ in product.parts for each in (a, b)}
-        return found.pop() if len(found) == 1 else torch.float32
-
-    # ------------------------------------------------------------ tables
-    def _add_table(self, module: Module, where: str) -> None:
-        vocab, width = (
-            self._reader._spec.vocab_size,
-            self._reader._spec.embedding_size or self._reader._spec.hidden_size,
-        )
-        if module.magnitude is not None or module.b_bias is not None:
-            raise self._fail(where, "DoRA of embeddings is not supported")
-        if module.whole is not None:
-            self._embedding = TableDelta(whole=self._matrix(module.whole, (vocab, width)))
-        elif module.a is not None and module.b is not None:
-            rank = module.a[1].shape[0]
-            a, b = self._tensor(module.a, (rank, vocab)), self._tensor(module.b, (width, rank))
-            self._embedding = TableDelta(a=a.t().contiguous(), b=b.t().contiguous(), scaling=module.scaling)
-        else:
-            raise self._fail(where, "its other half is missing")
-
-    def _add_whole(self, module: Module, keys: Mapping[str, Any]) -> None:
-        assert module.whole is not None
-        if list(keys) != [_HEAD]:
-            raise self._fail(module.whole[0], "modules_to_save: octavo has these of embed_tokens and lm_head alone")
-        self._head = self._matrix(module.whole, self._reader._targets[_HEAD].tensor.shape)
-
-    def _matrix(self, value: Named, shape: tuple[int, ...]) -> Tensor:
-        name, tensor = value
-        if tensor.dim() == 2 and tensor.shape[0] > shape[0] and tensor.shape[1] == shape[1]:
-            raise self._fail(
-                name, f"it has {tensor.shape[0]} rows, and the model {shape[0]} tokens: adapters cannot add tokens"
-            )
-        return self._tensor(value, shape)
-
-    def _fail(self, name: str, what: str) -> CheckpointError:
-        return CheckpointError(f"{self._source}: tensor {name!r}: {what}")
-
-
-@dataclass(slots=True)
-class _Product:
-    """What an adapter does to one product, on its way."""
-
-    num_columns: int
-    parts: list[tuple[int, Tensor, Tensor, float]] = field(default_factory=list)  # first column, a, b, scaling
-    scale: Tensor = field(init=False)
-    shift: Tensor = field(init=False)
-    has_scale: bool = False
-    has_shift: bool = False
-
-    def __post_init__(self) -> None:
-        self.scale, self.shift = torch.ones(self.num_columns), torch.zeros(self.num_columns)
-
-    def weights(self, dtype: torch.dtype) -> LoraWeights:
-        parts = tuple(
-            LoraPart(first, a.to(dtype).contiguous(), b.t().to(dtype).contiguous(), scaling)
-            for first, a, b, scaling in sorted(self.parts, key=lambda part: part[0])
-        )
-        return LoraWeights(parts, self.scale if self.has_scale else None, self.shift if self.has_shift else None)
-
-
-def _values(module: Module) -> list[Named]:
-    values = (module.a, module.b, module.b_bias, module.magnitude, module.bias, module.whole)
-    return [value for value in values if value is not None]
+        return Fitting(self._fit, self._places[files.is_gguf], files, self._base).adapter()

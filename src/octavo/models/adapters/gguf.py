@@ -29,16 +29,17 @@ def read_gguf(path: Path) -> AdapterFiles:
     files = AdapterFiles(str(path), is_gguf=True)
     for name, info in file.tensors.items():
         suffix = name[-len(".lora_a") :]
-        if suffix not in _SUFFIXES or len(info.shape) != 2:
+        if suffix not in _SUFFIXES or len(info.shape) not in (2, 3):
             raise CheckpointError(f"{path}: tensor {name!r}: not a part of a LoRA adapter that octavo knows")
         values = as_floats(transcode(file.data(info), info.type_name, info.shape, info.name))
         module = files.module(name.removesuffix(suffix))
         module.is_embedding = name.startswith(_TABLE)
         if suffix == ".lora_a" and module.is_embedding:
             values = values.t().contiguous()  # a row for each token
+        module.is_stack |= len(info.shape) == 3
         setattr(module, _SUFFIXES[suffix], (name, values))
         if suffix == ".lora_b" and alpha:
-            module.scaling = alpha / values.shape[1]
+            module.scaling = alpha / values.shape[-1]
     if not files.modules:
         raise CheckpointError(f"{path}: the adapter has no tensors")
     return files

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from torch import Tensor
+
 from octavo.base.errors import CheckpointError
 from octavo.models.adapters.parts import AdapterFiles
 from octavo.models.checkpoint import TensorFile, read_json
@@ -21,8 +23,9 @@ _FILES: Final[dict[str, type[SafetensorsFile] | type[TorchFile]]] = {
 }
 #: Settings that change what an adapter computes, or where, in ways that octavo has not.
 _REFUSED: Final = (
-    "alora_invocation_tokens", "layer_replication", "megatron_config", "target_parameters", "trainable_token_indices",
-    "use_qalora", "use_bdlora", "arrow_config", "monteclora_config", "kappa_tuner_config", "velora_config",
+    "alora_invocation_tokens", "layer_replication", "megatron_config", "trainable_token_indices", "use_qalora",
+    "use_bdlora", "arrow_config", "monteclora_config", "kasa_config", "kappa_tuner_config",
+    "velora_config",
 )  # fmt: skip
 _PREFIX: Final = re.compile(r"^base_model\.(model\.)?")
 #: The adapter's own name stood in the names of tensors once: `.default`.
@@ -32,19 +35,34 @@ _TENSORS: Final = (
     (re.compile(r"(.+)\.lora_B(?:\.\w+)?\.bias"), "b_bias"),
     (re.compile(r"(.+)\.lora_magnitude_vector(?:\.\w+)?"), "magnitude"),
     (re.compile(r"(.+?)(?:\.base_layer)?\.bias"), "bias"),
-    (re.compile(r"(.+)\.base_layer\.weight"), "base"),
+    (re.compile(r"(.+)\.(?:base_layer|original_module)\.weight"), "base"),
     (re.compile(r"(.+?)(?:\.modules_to_save(?:\.\w+)?)?\.weight"), "whole"),
 )
+
+#: The parameters of a module in their order, as `target_parameters` may name them.
+_PARAMETERS: Final = ("weight", "gate_up_proj", "gate_proj", "up_proj", "down_proj")
+#: vLLM's file of the rows of tokens that an adapter adds.
+_NEW_ROWS: Final = "new_embeddings.safetensors"
+_NESTED: Final = ".base_layer"
 
 
 def read_peft(directory: Path) -> AdapterFiles:
     """Raises CheckpointError for files that are missing, damaged, or of an adapter that is not supported."""
     config = read_json(directory / CONFIG_NAME)
     _check(config, directory)
-    files = AdapterFiles(str(directory))
+    version = re.match(r"(\d+)\.(\d+)", str(config.get("peft_version")))
+    files = AdapterFiles(
+        str(directory),
+        peft_version=(int(version[1]), int(version[2])) if version else (0, 0),
+        context_length=config.get("context_length") or 0,
+    )
     file = _open(directory)
-    for name in file.names():
-        module, kind = _meaning(_PREFIX.sub("", name), directory, name)
+    named = {name: _meaning(_PREFIX.sub("", name), directory, name) for name in file.names()}
+    parameters = _parameters(config, {module for module, kind in named.values() if kind in ("A", "B")}, directory)
+    for name, (module, kind) in named.items():
+        if kind in ("A", "B") and module in parameters:
+            _add_parameter(files, parameters[module], kind, (name, file.get(name)), config)
+            continue
         place = files.module(f"{module}.weight")
         value = name, file.get(name)
         if kind in ("A", "B"):
@@ -54,12 +72,70 @@ def read_peft(directory: Path) -> AdapterFiles:
         elif kind in ("table A", "table B"):
             setattr(place, kind[-1].lower(), value)
             place.scaling, place.is_embedding = _scaling(config, module, directory), True
-        elif kind != "base":  # the model's own, which is there already
+        else:
             setattr(place, kind, value)
     files.modules = {name: module for name, module in files.modules.items() if not _is_empty(module)}
-    if not files.modules:
+    if (directory / _NEW_ROWS).is_file():
+        new = SafetensorsFile(directory / _NEW_ROWS)
+        files.new_rows = {name: (f"{_NEW_ROWS}: {name}", new.get(name)) for name in new.names()}
+    if not files.modules and not files.new_rows:
         raise CheckpointError(f"{directory}: the adapter has no tensors")
     return files
+
+
+def _parameters(config: Mapping[str, Any], modules: set[str], directory: Path) -> dict[str, str]:
+    """Of `target_parameters`: by the modules of tensors the names of the parameters that they belong to.
+
+    A module with several has `.base_layer` once behind its name for the last but one, twice for the one before.
+    """
+    targets = config.get("target_parameters") or []
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise CheckpointError(f"{directory}: {CONFIG_NAME}: target_parameters is not a list of names")
+    found: dict[str, str] = {}
+    depths: dict[str, dict[int, str]] = {}
+    for module in modules:
+        plain = module.removesuffix(_NESTED * module.count(_NESTED))
+        depths.setdefault(plain, {})[module.count(_NESTED)] = module
+    for plain, of_depth in depths.items():
+        names = {target.rpartition(".")[2] for target in targets if _has_parameter(plain, target)}
+        if not names:
+            continue
+        where = f"{directory}: {CONFIG_NAME}: target_parameters"
+        if unknown := names - {*_PARAMETERS}:
+            raise CheckpointError(f"{where}: {min(unknown)[:60]} of {plain} is not supported")
+        if sorted(of_depth) != list(range(len(names))):
+            raise CheckpointError(f"{where}: of {plain} the file has {len(of_depth)} parameters, not {len(names)}")
+        for depth, name in enumerate(sorted(names, key=_PARAMETERS.index, reverse=True)):
+            found[of_depth[depth]] = f"{plain}.{name}"
+    return found
+
+
+def _has_parameter(module: str, target: str) -> bool:
+    """Whether a target names a parameter of a module. One without a module's name can be of experts only."""
+    owner = target.rpartition(".")[0]
+    return f".{module}".endswith(f".{owner}" if owner else ".experts")
+
+
+def _add_parameter(
+    files: AdapterFiles, parameter: str, kind: str, value: tuple[str, Tensor], config: Mapping[str, Any]
+) -> None:
+    """One half of what belongs to a parameter: of one matrix, or of all experts'."""
+    name, tensor = value
+    where = f"{files.source}: tensor {name!r}"
+    rank = _of_module(config, "rank_pattern", "r", parameter)
+    if tensor.dim() != 2 or type(rank) is not int or rank < 1 or tensor.shape["AB".index(kind)] % rank:
+        raise CheckpointError(f"{where} has the shape {list(tensor.shape)}, and {CONFIG_NAME} says {str(rank)[:20]}")
+    place = files.module(parameter)
+    place.scaling = _scaling(config, parameter, Path(files.source))
+    place.is_stack = not parameter.endswith(".weight")
+    if place.is_stack:
+        columns = tensor.shape[1]
+        tensor = (
+            tensor.view(-1, rank, columns)
+            if kind == "A"
+            else tensor.view(len(tensor), rank, columns // rank).permute(2, 0, 1)
+        )
+    setattr(place, kind.lower(), (name, tensor))
 
 
 def _is_empty(module: Any) -> bool:
@@ -90,6 +166,8 @@ def _check(config: Mapping[str, Any], directory: Path) -> None:
     for name in _REFUSED:
         if config.get(name):
             raise CheckpointError(f"{directory}: {CONFIG_NAME}: {name} is not supported")
+    if type(config.get("context_length") or 0) is not int:
+        raise CheckpointError(f"{directory}: {CONFIG_NAME}: context_length is not a number of tokens")
     if type(config.get("r")) is not int or config["r"] < 1:
         raise CheckpointError(f"{directory}: {CONFIG_NAME}: r is not a rank")
 

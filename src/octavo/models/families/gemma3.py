@@ -1,4 +1,5 @@
-"""Gemma 3, text: windows in five layers of six, each kind of layer with a rope of its own, norms of q and k."""
+"""Gemma 3, text: windows in five layers of six, each kind of layer with a rope of its own, norms of q and k.
+EmbeddingGemma is one whose tokens see to both sides."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def spec(config: ConfigReader) -> ModelSpec:
     config = config.merged(_DEFAULTS)
     # No Gemma 3 has it, and implementations disagree on what it would do.
     config.refuse_unless("attn_logit_softcapping", ())
-    config.refuse_unless("use_bidirectional_attention", (False,))
+    # Made for vectors: then windows reach to both sides, half as far to each.
+    both_ways = config.flag("use_bidirectional_attention", False)
     # The two ropes stand in forms of their own, read below.
     common = read_common(config.without("rope_parameters", "rope_scaling"), activation_key="hidden_activation")
     theta = config.number("rope_theta", _GLOBAL_THETA), config.number("rope_local_base_freq", _LOCAL_THETA)
@@ -39,12 +41,15 @@ def spec(config: ConfigReader) -> ModelSpec:
             attention=Attention(
                 heads=common.heads, rope=local_rope if window else rope, window=window, qk_norm=common.norm,
                 scale=config.number("query_pre_attn_scalar", 256.0) ** -0.5, bias=bias, o_bias=bias,
+                causal=not both_ways,
             ),
             mlp=GatedMLP(size=common.intermediate_size, activation=common.activation),
         )  # fmt: skip
 
+    windows = layer_windows(config, common.num_layers, pattern=6)
     return common.decoder(
-        [layer(window) for window in layer_windows(config, common.num_layers, pattern=6)],
+        [layer(window // 2 + 1 if window and both_ways else window) for window in windows],
+        bidirectional=both_ways,
         embedding_scale=common.hidden_size**0.5,
         logit_softcap=config.bound("final_logit_softcapping"),
     )

@@ -17,7 +17,7 @@ HF: Final = (
     (r"^(model\.)?multi_modal_projector\.linear_2\.", f"{ROOM}.projector.down."),
 )
 #: Of the tower that configurations without one mean.
-_CLIP_LARGE: Final = {
+CLIP_LARGE: Final = {
     "intermediate_size": 4096, "hidden_size": 1024, "patch_size": 14, "image_size": 336, "num_hidden_layers": 24,
     "num_attention_heads": 16,
 }  # fmt: skip
@@ -40,7 +40,7 @@ def tower(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[str, 
     vision = config.section("vision_config")
     kind = vision.get("model_type")
     if kind is None:
-        kind, vision = "clip_vision_model", vision.with_defaults(_CLIP_LARGE)
+        kind, vision = "clip_vision_model", vision.with_defaults(CLIP_LARGE)
     if kind not in ("clip_vision_model", "siglip_vision_model"):
         raise vision.fail("model_type", "is a tower that is not implemented")
     used = _layers(config, vision.integer("num_hidden_layers", 12))
@@ -55,7 +55,8 @@ def tower(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[str, 
         raise config.fail("vision_feature_select_strategy", "drops a class token, and SigLIP has none")
     # Rows are those of a layer, also of the last, before the norm behind it.
     made, unused = vit(vision, str(kind), projector, num_layers=used[-1], has_post_norm=False, keeps_class=is_full)
-    return replace(made, joined=used if len(used) > 1 else ()), unused
+    scale = text.embedding_scale if text.model_type == "granite" else 1.0
+    return replace(made, joined=used if len(used) > 1 else (), row_scale=scale), unused
 
 
 def _layers(config: ConfigReader, total: int) -> tuple[int, ...]:

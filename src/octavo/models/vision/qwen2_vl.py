@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from octavo.models.blocks import MLP, Attention, GatedMLP, Sequential
+from octavo.models.blocks import MLP, Attention, GatedMLP, Sandwich, Sequential
 from octavo.models.common import read_activation
 from octavo.models.config_reader import MAX_HEAD_DIM, MAX_LAYERS, ConfigReader
 from octavo.models.spec import ModelSpec, NormSpec, ProjectorSpec, RopeSpec, TowerSpec
@@ -59,7 +59,9 @@ def tower_2_5(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[s
     return replace(made, windowed=frozenset(range(len(made.layers))) - frozenset(whole)), ()
 
 
-def any_size(vision: ConfigReader, width: int, norm: NormSpec, mlp: MLP | GatedMLP) -> TowerSpec:
+def any_size(
+    vision: ConfigReader, width: int, norm: NormSpec, mlp: MLP | GatedMLP, *, bias: bool = True, o_bias: bool = True
+) -> TowerSpec:
     """A tower of pictures of any size, whose patches are turned by line and column."""
     vision.refuse_unless("in_channels", (3,))
     count = vision.integer("num_heads")
@@ -69,7 +71,7 @@ def any_size(vision: ConfigReader, width: int, norm: NormSpec, mlp: MLP | GatedM
     theta = vision.section("rope_parameters").number("rope_theta", 10_000.0)
     rope = RopeSpec(theta=theta, sections=(head_dim // 4,) * 2, is_axial=True)
     heads = Heads(num_heads=count, num_kv_heads=count, head_dim=head_dim)
-    attention = Attention(heads=heads, scale=head_dim**-0.5, rope=rope, bias=True, o_bias=True, causal=False)
+    attention = Attention(heads=heads, scale=head_dim**-0.5, rope=rope, bias=bias, o_bias=o_bias, causal=False)
     patch, frames = vision.integer("patch_size"), vision.integer("temporal_patch_size")
     merge = vision.integer("spatial_merge_size") ** 2
     return TowerSpec(
@@ -93,10 +95,11 @@ def text(config: ConfigReader, spec: ModelSpec, usual: list[int] = _SECTIONS) ->
     sections = usual if found is None else found
     layers = []
     for layer in spec.layers:
-        assert isinstance(layer, Sequential) and isinstance(layer.attention, Attention)
+        assert isinstance(layer, Sandwich | Sequential) and isinstance(layer.attention, Attention)
         rope, dim = layer.attention.rope, layer.attention.heads.head_dim
-        if rope is None or not isinstance(sections, list) or len(sections) != 3 or sum(sections) != dim // 2:
-            raise config.section(key).fail("mrope_section", f"does not divide the {dim // 2} pairs of a head in three")
+        pairs = dim // 2 if rope is None else (rope.rotary_dim or dim) // 2
+        if rope is None or not isinstance(sections, list) or len(sections) != 3 or sum(sections) != pairs:
+            raise config.section(key).fail("mrope_section", f"does not divide the {pairs} pairs of a head in three")
         turned = replace(rope, sections=tuple(sections))
         layers.append(replace(layer, attention=replace(layer.attention, rope=turned)))
     return replace(spec, layers=tuple(layers))

@@ -47,7 +47,7 @@ RENAMES: Final = (
     (rf"^({ROOM}\.layers\.\d+\.mlp\.)fc1\.", r"\1up_proj."),
     (rf"^({ROOM}\.layers\.\d+\.mlp\.)fc2\.", r"\1down_proj."),
 )
-FLATTENED: Final = rf"{ROOM}\.patches\.weight|{CODES}\..*\.weight"
+FLATTENED: Final = rf"{ROOM}\.(patches|projector\.merger)\.weight|{CODES}\..*\.weight"
 _NEVER_READ: Final = (rf"{ROOM}\.embeddings\.position_ids", rf"{ROOM}\.head\..*")
 
 

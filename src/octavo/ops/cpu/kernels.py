@@ -285,6 +285,7 @@ def attention(
     *,
     chunked: bool = False,
     slopes: Tensor | None = None,
+    biases: Tensor | None = None,
     sinks: Tensor | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
@@ -298,7 +299,8 @@ def attention(
     assert out.dtype == qkv.dtype == _F32 and out.is_contiguous() and qkv.is_contiguous()
     assert out.shape == (rows, num_heads * head_dim) and head_dim <= MAX_HEAD_DIM
     assert width >= num_heads * head_dim and num_heads % num_kv_heads == 0
-    assert causal or not (window or slopes is not None or key_ends is not None)
+    assert causal or (key_ends is None and not chunked)
+    assert biases is None or (biases.dtype == _F32 and biases.is_contiguous() and biases.shape[0] == num_heads)
     assert blocks is None or (causal and not window and key_ends is None and blocks.size % KEY_TILE == 0)
     assert key_ends is None or (key_ends.dtype == _I32 and key_ends.is_contiguous() and key_ends.numel() == rows)
     assert block_tables.dtype == seq_lens.dtype == query_start_loc.dtype == _I32
@@ -330,6 +332,8 @@ def attention(
         chunked,
         softcap,
         bias_of(slopes, num_heads),
+        0 if biases is None else biases.data_ptr(),
+        0 if biases is None else biases.shape[1] // 2,
         bias_of(sinks, num_heads),
         width,
         causal,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from octavo import _cpu
 from octavo.ops.cpu.kernels import act, act_mul
+from octavo.ops.cpu.lora import lora_delta
 from octavo.ops.experts import grouped_experts, linear_of_heads
 from octavo.quant.packed import E4M3_VALUES, FileValues, QuantizedWeight, ScaleLevels, Scales, as_floats, multiplied
 
@@ -131,7 +132,7 @@ def embedding(out: Tensor, ids: Tensor, w: EmbeddingWeight, scale: float = 1.0) 
 
 
 #: What the native program does without a way through Python between the groups.
-experts = partial(grouped_experts, linear, act_mul, act)
+experts = partial(grouped_experts, linear, act_mul, act, lora_delta)
 head_linear = partial(linear_of_heads, linear)
 
 

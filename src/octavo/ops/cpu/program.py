@@ -367,7 +367,7 @@ class CpuRunner(Runner):
         )
 
     def _attend(self, op: Attend) -> None:
-        assert op.causal or not (op.cache.window or op.slopes or op.reads_key_ends)
+        assert op.causal or not (op.cache.chunked or op.reads_key_ends)
         assert op.blocks is None or (op.causal and not op.cache.window and not op.reads_key_ends)
         self._native.attend(
             out=self._ids[op.out],
@@ -383,6 +383,8 @@ class CpuRunner(Runner):
             v_scale=op.cache.v_scale,
             softcap=op.softcap,
             slopes=self._vector(op.slopes),
+            biases=self._vector(op.biases),
+            reach=0 if op.biases is None else op.biases.shape[1] // 2,
             sinks=self._vector(op.sinks),
             causal=op.causal,
             reads_key_ends=op.reads_key_ends,
@@ -509,7 +511,19 @@ class CpuRunner(Runner):
             kind=ACTIVATIONS[op.kind],
             gated=op.gated,
             scales_input=op.scales_input,
+            **self._expert_banks(op),
         )
+
+    def _expert_banks(self, op: Experts) -> dict[str, Any]:
+        if not op.has_adapters:
+            return {"gate_up_bank": None, "down_bank": None, "num_adapters": 0}
+        gate_up, down = (self._weights[bank_name(weight)] for weight in (op.gate_up_weight, op.down_weight))
+        for weight, bank in ((op.gate_up_weight, gate_up), (op.down_weight, down)):
+            assert weight.shape == (bank.num_experts, bank.bank.native.N, bank.bank.native.K)
+        assert gate_up.num_slots == down.num_slots
+        return {
+            "gate_up_bank": gate_up.bank.native, "down_bank": down.bank.native, "num_adapters": gate_up.num_slots,
+        }  # fmt: skip
 
     def _matrices(self, weight: Weight) -> list[Any]:
         packed = self._weights[weight.name]

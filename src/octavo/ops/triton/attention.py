@@ -62,6 +62,7 @@ def attention(
     v_scale: float = 1.0,
     chunked: bool = False,
     slopes: Tensor | None = None,
+    biases: Tensor | None = None,
     sinks: Tensor | None = None,
     causal: bool = True,
     key_ends: Tensor | None = None,
@@ -88,6 +89,7 @@ def attention(
         "CHUNKED": chunked and window > 0,
         "CAPPED": softcap > 0,
         "SLOPED": slopes is not None,
+        "REACH": -1 if biases is None else biases.shape[1] // 2,
         "PRECISION": precision,
         **_blocks(blocks),
     }
@@ -109,6 +111,7 @@ def attention(
             plan.starts,
             plan.num_decodes,
             slopes,
+            biases,
             sinks,
             k_cache.stride(0),
             scores_scale,
@@ -137,7 +140,7 @@ def attention(
             BLOCK_C=_COMBINED,
         )
     is_plain = k_scale == v_scale == 1.0 and slopes is None and sinks is None and not chunked
-    is_plain = is_plain and causal and key_ends is None and blocks is None
+    is_plain = is_plain and causal and key_ends is None and blocks is None and biases is None
     if plan.prompts is not None and plan.prompt_step is not None and is_plain:
         step = (block_tables, seq_lens, scale, window, softcap)
         if plan.prompts.run(plan.prompt_step, out, qkv, k_cache, v_cache, *step):
@@ -155,6 +158,7 @@ def attention(
             query_start_loc,
             plan.tiles,
             slopes,
+            biases,
             sinks,
             key_ends,
             k_cache.stride(0),
@@ -190,11 +194,12 @@ def variants() -> list[Variant]:
         (8, 2, 512, torch.bfloat16, ""),
         (32, 32, 128, torch.bfloat16, "sloped"),
         (64, 8, 64, torch.bfloat16, "sinks"),
+        (12, 12, 64, torch.bfloat16, "biased"),
         (32, 8, 128, torch.bfloat16, "blocks"),
     ):
         kinds = f", {kind}" if kind else ""
         name = f"{heads}/{kv_heads} x {head_dim}, {TYPE_NAMES[kv_dtype]}{kinds}"
-        per_head = {"slopes": kind == "sloped", "sinks": kind == "sinks"}
+        per_head = {"slopes": kind == "sloped", "biases": kind == "biased", "sinks": kind == "sinks"}
         pointers = dict.fromkeys(("out", "qkv"), "*bf16") | {name: "*fp32" for name, given in per_head.items() if given}
         pointers |= dict.fromkeys(("k_cache", "v_cache"), f"*{TYPE_NAMES[kv_dtype]}")
         pointers |= dict.fromkeys(("block_tables", "seq_lens"), "*i32")
@@ -204,6 +209,7 @@ def variants() -> list[Variant]:
             "NUM_HEADS": heads, "NUM_KV_HEADS": kv_heads, "D": head_dim, "Q_STRIDE": (heads + 2 * kv_heads) * head_dim,
             "BLOCK_D": head_dim, "BLOCK_SIZE": 16,
             "CHUNKED": False, "CAPPED": kind == "capped", "SLOPED": kind == "sloped", "PRECISION": "tf32",
+            "REACH": 128 if kind == "biased" else -1,
             **_blocks(KeyBlocks(size=64, local=16, stride=8, step=1) if kind == "blocks" else None),
             **{name: None for name, given in per_head.items() if not given},
         }  # fmt: skip
@@ -250,7 +256,7 @@ def variants() -> list[Variant]:
                 max_spill_bytes=16 if windowed else 0,  # on sm_80, outside the inner loop
             )
             for limit, has_ends in limits
-            for windowed in ((False,) if limit or kind == "blocks" else (False, True))
+            for windowed in ((False,) if has_ends or kind == "blocks" else (False, True))
         ]
     pointers = {"out": "*bf16", "partial": "*fp32", "partial_stats": "*fp32", "seq_lens": "*i32", "starts": "*i32"}
     found.append(

@@ -34,6 +34,14 @@ def _biased(s, slopes, heads, in_group, distances):
 
 
 @triton.jit
+def _told_apart(s, biases, heads, in_group, distances, REACH: tl.constexpr):
+    """Scores s [M, N] in base 2 with what each row's head adds by key - query position."""
+    at = tl.minimum(tl.maximum(distances, -REACH), REACH) + REACH
+    bias = tl.load(biases + heads[:, None] * (2 * REACH + 1) + at, mask=in_group[:, None], other=0.0)
+    return s + bias * 1.4426950408889634
+
+
+@triton.jit
 def _with_sinks(total, largest, sinks, heads, exists):
     """The sum of a row's weights with that of one more key, whose value is zero. exp2 overflows to infinity, which
     divides to 0."""
@@ -74,10 +82,10 @@ def _in_blocks(
 @jit(do_not_specialize=["table_stride", "num_seqs"])
 def decode_kernel(
     out, partial, partial_stats, qkv, k_cache, v_cache, block_tables, table_stride, seq_lens, items, starts, num_seqs,
-    slopes, sinks, block_stride, scale, cap, v_scale, window,
+    slopes, biases, sinks, block_stride, scale, cap, v_scale, window,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, Q_STRIDE: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr, CHUNK: tl.constexpr,
-    CHUNKED: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNKED: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.constexpr,
     KEYS: tl.constexpr, LOCAL: tl.constexpr, STRIDE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """One query a sequence. An item is a chunk of CHUNK keys of a sequence; programs take items x heads of keys in
@@ -117,6 +125,8 @@ def decode_kernel(
             s = _scores(q, k, scale, cap, CAPPED, PRECISION)
             if SLOPED:
                 s = _biased(s, slopes, head * GROUP + rows, in_group, (keys - seq_len + 1)[None, :].to(tl.float32))
+            if REACH >= 0:
+                s = _told_apart(s, biases, head * GROUP + rows, in_group, (keys - seq_len + 1)[None, :], REACH)
             s = tl.where((seen[None, :] & near) if KEYS else seen[None, :], s, float("-inf"))
             v = tl.load(v_cache + at[:, None] + dims[None, :], mask=mask, other=0.0).to(q.dtype)
             acc, largest, total = _online(acc, largest, total, s, v, PRECISION)
@@ -171,11 +181,11 @@ def combine_kernel(
 @jit(do_not_specialize=["table_stride"])
 def prefill_kernel(
     out, qkv, k_cache, v_cache, block_tables, table_stride, seq_lens, query_start_loc, tiles,
-    slopes, sinks, key_ends, block_stride, scale, cap, v_scale, window,
+    slopes, biases, sinks, key_ends, block_stride, scale, cap, v_scale, window,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, Q_STRIDE: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_ROWS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOWED: tl.constexpr, CAUSAL: tl.constexpr,
-    CHUNKED: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNKED: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.constexpr,
     KEYS: tl.constexpr, LOCAL: tl.constexpr, STRIDE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """A tile of BLOCK_M / GROUP_ROWS queries of one sequence, for one head of keys. tiles int32 [., 2]: sequence, tile.
@@ -203,9 +213,9 @@ def prefill_kernel(
     first_position = seq_len - num_queries + tile * BLOCK_Q
     # `lasts`: the last key that each row sees; `first_end`: where those that the tile's first row sees end.
     if not CAUSAL:
-        lasts = tl.zeros_like(positions) + seq_len - 1
+        lasts = tl.minimum(positions + window, seq_len) - 1 if WINDOWED else tl.zeros_like(positions) + seq_len - 1
+        end = tl.minimum(first_position + BLOCK_Q - 1 + window, seq_len) if WINDOWED else seq_len
         first_end = seq_len
-        end = seq_len
     elif key_ends is not None:
         lasts = tl.load(key_ends + tokens, mask=queries < num_queries, other=0) - 1
         first_end = tl.load(key_ends + row_begin + tile * BLOCK_Q)
@@ -234,7 +244,10 @@ def prefill_kernel(
         k = tl.load(k_cache + at[:, None] + dims[None, :], mask=in_d[None, :], other=0.0).to(q.dtype)
         s = _scores(q, k, scale, cap, CAPPED, PRECISION)
         if SLOPED:
-            s = _biased(s, slopes, heads, exists, (keys[None, :] - positions[:, None]).to(tl.float32))
+            away = (keys[None, :] - positions[:, None]).to(tl.float32)
+            s = _biased(s, slopes, heads, exists, away if CAUSAL else -tl.abs(away))
+        if REACH >= 0:
+            s = _told_apart(s, biases, heads, exists, keys[None, :] - positions[:, None], REACH)
         v = tl.load(v_cache + at[:, None] + dims[None, :], mask=in_d[None, :], other=0.0).to(q.dtype)
         acc, largest, total = _online(acc, largest, total, s, v, PRECISION)
     # Tiles on the diagonal, with a window's edge, or of blocks that not all heads see.
@@ -249,7 +262,10 @@ def prefill_kernel(
         k = tl.load(k_cache + at[:, None] + dims[None, :], mask=mask, other=0.0).to(q.dtype)
         s = _scores(q, k, scale, cap, CAPPED, PRECISION)
         if SLOPED:
-            s = _biased(s, slopes, heads, exists, (keys[None, :] - positions[:, None]).to(tl.float32))
+            away = (keys[None, :] - positions[:, None]).to(tl.float32)
+            s = _biased(s, slopes, heads, exists, away if CAUSAL else -tl.abs(away))
+        if REACH >= 0:
+            s = _told_apart(s, biases, heads, exists, keys[None, :] - positions[:, None], REACH)
         seen = keys[None, :] <= lasts[:, None]
         if WINDOWED:
             first_keys = positions // window * window if CHUNKED else positions - window + 1

@@ -15,8 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
+from octavo.ops.lora import ExpertDeltas
 from octavo.ops.routing import Routing
-from octavo.ops.triton import elementwise
+from octavo.ops.triton import elementwise, lora
 from octavo.ops.triton.experts_int import IntExperts, common_form, int_product, joined, rows_of_tile
 from octavo.ops.triton.launching import jit
 from octavo.ops.triton.linear_dense import HALF_TYPES
@@ -295,6 +296,7 @@ def experts(
     act: Tensor,
     gated: bool = True,
     scales_input: bool = False,
+    deltas: ExpertDeltas | None = None,
 ) -> None:
     """`experts.grouped_experts`. Results of an expert are rounded to the activations' type before they are added."""
     num_rows, top_k = ids.shape
@@ -310,9 +312,22 @@ def experts(
     sizes = (order, counts, _MANY if many else _FEW, block_e)
     scales = weights if scales_input else None
     _product(gate_up.view(count, -1), x, gate_up_weights, *sizes, rows_per_x=top_k, scales=scales)
+    if deltas is not None:
+        entries = order.long()
+        inputs = x[entries // top_k]
+        if scales_input:
+            inputs = (inputs * weights.flatten()[entries].unsqueeze(1)).to(x.dtype)
+        slots, chosen = deltas.slots[entries // top_k], ids.flatten()[entries]
+        lora.lora_delta(
+            gate_up.view(count, -1), inputs, deltas.gate_up.slots_of(slots, chosen), deltas.gate_up.bank
+        )  # fmt: skip
     activate = elementwise.act_mul if gated else elementwise.act
     activate(act.view(count, -1), gate_up.view(count, -1), kind)
     _product(grouped.view(count, width), act.view(count, -1), down_weights, *sizes, rows_per_x=0)
+    if deltas is not None:
+        lora.lora_delta(
+            grouped.view(count, width), act.view(count, -1), deltas.down.slots_of(slots, chosen), deltas.down.bank
+        )
     grid = (num_rows, triton.cdiv(width, _COLUMNS))
     _combine_kernel[grid](out, grouped, places, None if scales_input else weights, width, K=top_k, BLOCK=_COLUMNS)
 

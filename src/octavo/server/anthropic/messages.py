@@ -81,6 +81,7 @@ class CountHandler:
         note_request_id(exchange)
         request = await _read(serving, exchange, CountRequest)
         model = serving.state.models.resolve(request.model).model
+        await model.adapter_ready()
         note_unheard(serving, model, exchange, request)
         [prompt] = await model.prompts.made([conversation_of(request, serving.state.config)], "messages")
         await exchange.send_json(CountReply(len(prompt.ids)))

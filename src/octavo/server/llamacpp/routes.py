@@ -58,7 +58,9 @@ class NativeHandlers:
         self._serving.state.check_available()
         # llama.cpp does not look at the Content-Type, and its callers send what their tools send by themselves.
         _, request = await self._serving.read(exchange, kind, body.NATIVE_REFUSALS, any_type=True)
-        return request, self._serving.state.models.resolve(request.model)
+        lease = self._serving.state.models.resolve(request.model)
+        await lease.model.adapter_ready()
+        return request, lease
 
     async def _answer(
         self,

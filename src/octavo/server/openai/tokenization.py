@@ -39,6 +39,7 @@ class TokenizeHandler:
         body, request = await serving.read(exchange, TokenizeRequest, {})
         check_prompt_options(body)
         model = serving.state.models.resolve(request.model).model
+        await model.adapter_ready()
         note_unheard(serving, model, exchange, request)
         ids = await self._ids(request, model)
         if request.with_pieces:
@@ -105,6 +106,7 @@ async def _chat_prompt(
     body, request = await serving.read(exchange, kind, refusals)
     check_prompt_options(body)
     model = serving.state.models.resolve(request.model).model
+    await model.adapter_ready()
     note_unheard(serving, model, exchange, request)
     conversation = conversation_of(request, request.messages, serving.state.config)
     [prompt] = await model.prompts.made([conversation], "messages")
@@ -118,7 +120,8 @@ class DetokenizeHandler:
     async def __call__(self, exchange: Exchange) -> None:
         _, request = await self._serving.read(exchange, DetokenizeRequest, {})
         model = self._serving.state.models.resolve(request.model).model
-        if request.tokens and not 0 <= min(request.tokens) <= max(request.tokens) < model.info.vocab_size:
-            raise InvalidRequest(f"Token ids should lie in 0..{model.info.vocab_size - 1}.", "tokens")
+        await model.adapter_ready()
+        if request.tokens and not 0 <= min(request.tokens) <= max(request.tokens) < model.num_ids:
+            raise InvalidRequest(f"Token ids should lie in 0..{model.num_ids - 1}.", "tokens")
         text = model.tokenizer.decode(request.tokens, skip_special_tokens=False)
         await exchange.send_json(DetokenizeReply(text, text))

@@ -113,6 +113,7 @@ class InputTokensHandler:
         serving, state = self._serving, self._serving.state
         _, request = await serving.read(exchange, InputTokensRequest, REFUSALS)
         model: ServedModel = state.models.resolve(request.model).model
+        await model.adapter_ready()
         note_unheard(serving, model, exchange, request)
         items = await kept_items(as_items(request.input), exchange.owner, state.store, "input")
         before = await history_of(request, exchange.owner, state.store)

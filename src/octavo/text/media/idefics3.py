@@ -97,13 +97,11 @@ class Idefics3Processor:
         return int((self._settings.get("max_image_size") or {}).get("longest_edge", self._default_side))
 
     def _positions(self, places: np.ndarray) -> np.ndarray:
-        """Rows of the learned table, int32: of the line and column of a patch, as shares of the picture. In the
-        rounding of the reference, which is that of float32."""
-        last, step = places.max(0) + 1, 1 / self._num_places
-        bounds = (step + step * np.arange(math.ceil((1.0 - step) / step))).astype(np.float32)
+        """Rows of the learned table, int32: of the line and column of a patch, as shares of the picture."""
+        last = places.max(0) + 1
         shares = places.astype(np.float32) * (np.float32(1) / last.astype(np.float32))
         shares = np.minimum(shares, np.float32(1.0 - 1e-6))
-        line, column = (np.searchsorted(bounds, shares[:, axis], side="right") for axis in (0, 1))
+        line, column = images.nearest_places(shares, self._num_places).T
         found: np.ndarray = (line * self._num_places + column).astype(np.int32)
         return found
 

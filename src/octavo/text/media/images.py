@@ -78,6 +78,38 @@ def tiles(pixels: np.ndarray, height: int, width: int) -> list[np.ndarray]:
     ]
 
 
+def mixed_by_cubics(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """float32 [height, width, 3] of values float32 [H, W, 3], each a sum over 4 x 4 of them."""
+    for axis, count in enumerate((height, width)):
+        scale = np.float32(values.shape[axis] / count)
+        at = (np.arange(count, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+        low = np.floor(at)
+        total = np.zeros((), np.float32)
+        for step in (-1, 0, 1, 2):
+            index = np.clip(low + step, 0, values.shape[axis] - 1).astype(np.int64)
+            share = cubic(np.abs(at - low - np.float32(step)))
+            total = total + values.take(index, axis) * np.expand_dims(share, [i for i in range(3) if i != axis])
+        values = total
+    return values
+
+
+def cubic(x: np.ndarray) -> np.ndarray:
+    """How much counts what lies so far away, 0 to 2, float32: Keys' kernel with -0.75, as torch has it."""
+    a = np.float32(-0.75)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    share: np.ndarray = np.where(x <= 1, near, far).astype(np.float32)
+    return share
+
+
+def nearest_places(shares: np.ndarray, count: int) -> np.ndarray:
+    """Of shares float32 of a side, 0 to 1, the lines or columns of a table that has `count`, int64: where each lies. In
+    the rounding of the reference, which is that of float32."""
+    step = 1 / count
+    bounds = (step + step * np.arange(math.ceil((1.0 - step) / step))).astype(np.float32)
+    return np.searchsorted(bounds, shares, side="right")
+
+
 def squared(pixels: np.ndarray, color: Sequence[int]) -> np.ndarray:
     """With bars of a colour, so that it is as high as wide."""
     height, width = pixels.shape[:2]

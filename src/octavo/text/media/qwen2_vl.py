@@ -1,9 +1,9 @@
-"""Qwen2-VL, 2.5 and 3: a picture keeps its ratio, both sides are brought to multiples of a square of patches."""
+"""Qwen2-VL to 3, GLM-4V: a picture keeps its ratio, both sides are brought to multiples of a square of patches."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -18,16 +18,49 @@ _MOST_RATE: Final = 1000
 _LEAST, _MOST, _LIMIT = 56 * 56, 28 * 28 * 1280, 28 * 28 * 16384
 #: What a tower has rotations for.
 _MOST_PATCHES_A_SIDE: Final = 4096
+#: From the places of patches and the side of a table to rows of it, and how much each counts.
+Mixed = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+QWEN_IMAGE: Final = "<|image_pad|>"
+
+
+def mixed_linearly(places: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of the places int32 [patches, 2] the four rows of a square table of `side` lines between which each lies, int32
+    [4, patches], and how much each counts, float32; the table's corners are those of the picture."""
+    lows, highs, parts = [], [], []
+    for axis in (0, 1):
+        index = places[:, axis].astype(np.float32)
+        at = index * np.float32(side - 1) / np.float32(max(1, int(index.max())))
+        low = np.floor(at).astype(np.int32)
+        lows.append(low)
+        highs.append(np.minimum(low + 1, side - 1))
+        parts.append(at - low)
+    corners = [line * side + column for line in (lows[0], highs[0]) for column in (lows[1], highs[1])]
+    shares = [line * column for line in (1 - parts[0], parts[0]) for column in (1 - parts[1], parts[1])]
+    return np.stack(corners).astype(np.int32), np.stack(shares).astype(np.float32)
+
+
+def mixed_by_cubics(places: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same with sixteen rows, int32 [16, patches]; the table's edges are those of the picture, and what lies beyond
+    them is as at the edge."""
+    indices, shares = [], []
+    for axis in (0, 1):
+        count = np.float32(places[:, axis].max() + 1)
+        middle = (places[:, axis].astype(np.float32) + np.float32(0.5)) / count * 2 - 1
+        at = ((middle + 1) * np.float32(side) - 1) / 2
+        low = np.floor(at)
+        indices.append([np.clip(low + step, 0, side - 1).astype(np.int32) for step in (-1, 0, 1, 2)])
+        shares.append([images.cubic(np.abs(at - low - step)) for step in (-1, 0, 1, 2)])
+    corners = [line * side + column for line in indices[0] for column in indices[1]]
+    return np.stack(corners), np.stack([line * column for line in shares[0] for column in shares[1]])
 
 
 class Qwen2VLProcessor:
     """`processor.MediaProcessor`. The marks around a picture come from the chat template.
 
     `window`: rows along a side of what layers with windows see of a picture at once; 0: there are none.
-    `table_side`: of a table of learned positions, which are mixed for other sizes; 0: there is none.
+    `table_side`: of a table of learned positions, which are mixed for other sizes; 0: there is none. `mixed`: in which
+    way. `placeholder`: the text of its token. `grows`: sides below that of a square are brought to it before others.
     """
-
-    placeholder = "<|image_pad|>"
 
     def __init__(
         self,
@@ -38,8 +71,13 @@ class Qwen2VLProcessor:
         merge: int,
         window: int = 0,
         table_side: int = 0,
+        mixed: Mixed = mixed_linearly,
+        placeholder: str = QWEN_IMAGE,
+        grows: bool = False,
     ) -> None:
-        self.placeholder_id = placeholder_id
+        self._grows = grows
+        self.placeholder, self.placeholder_id = placeholder, placeholder_id
+        self._mixed = mixed
         self._window, self._table_side = window, table_side
         self._settings = settings
         self._patch_size, self._merge = patch_size, merge
@@ -83,7 +121,7 @@ class Qwen2VLProcessor:
         rows, count = lines * columns, len(found)
         arrays = {"levels": levels}
         if self._table_side:
-            arrays["corners"], arrays["shares"] = _mixed(places, self._table_side)
+            arrays["corners"], arrays["shares"] = self._mixed(places, self._table_side)
         if self._window:
             order, arrays["windows"] = _windows(lines, columns, self._window)
             arrays["windows"] *= self._merge**2
@@ -96,6 +134,9 @@ class Qwen2VLProcessor:
 
     def _size(self, height: int, width: int, least: int, most: int) -> tuple[int, int]:
         factor = self._patch_size * self._merge
+        if self._grows and min(height, width) < factor:
+            scale = max(factor / height, factor / width)
+            height, width = int(height * scale), int(width * scale)
         self._check_ratio(height, width)
         new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
         if new_height * new_width > most:
@@ -124,19 +165,3 @@ def _windows(lines: int, columns: int, side: int) -> tuple[np.ndarray, np.ndarra
     line, column = np.divmod(np.arange(lines * columns), columns)
     window = line // side * -(-columns // side) + column // side
     return np.argsort(window, kind="stable"), np.bincount(window).astype(np.int32)
-
-
-def _mixed(places: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of the places int32 [patches, 2] the four rows of a square table of `side` lines between which each lies, int32
-    [4, patches], and how much each counts, float32; the table's corners are those of the picture."""
-    lows, highs, parts = [], [], []
-    for axis in (0, 1):
-        index = places[:, axis].astype(np.float32)
-        at = index * np.float32(side - 1) / np.float32(max(1, int(index.max())))
-        low = np.floor(at).astype(np.int32)
-        lows.append(low)
-        highs.append(np.minimum(low + 1, side - 1))
-        parts.append(at - low)
-    corners = [line * side + column for line in (lows[0], highs[0]) for column in (lows[1], highs[1])]
-    shares = [line * column for line in (1 - parts[0], parts[0]) for column in (1 - parts[1], parts[1])]
-    return np.stack(corners).astype(np.int32), np.stack(shares).astype(np.float32)

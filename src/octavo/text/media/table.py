@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from octavo.base.errors import CheckpointError
 from octavo.text.media import images
@@ -12,9 +12,11 @@ from octavo.text.media.gemma3 import Gemma3Processor
 from octavo.text.media.idefics3 import Idefics3Processor
 from octavo.text.media.internvl import InternVLProcessor
 from octavo.text.media.llava_next import LlavaNextProcessor
+from octavo.text.media.minicpm_v import SlicingProcessor
+from octavo.text.media.phi3_v import Phi3VProcessor
 from octavo.text.media.pixtral import PixtralProcessor
 from octavo.text.media.processor import MediaProcessor
-from octavo.text.media.qwen2_vl import Qwen2VLProcessor
+from octavo.text.media.qwen2_vl import QWEN_IMAGE, Qwen2VLProcessor, mixed_by_cubics
 from octavo.text.media.qwen_video import QwenVideoProcessor
 from octavo.text.media.square import SquareProcessor
 from octavo.text.media.tiles import Llama4Processor, MllamaProcessor
@@ -30,6 +32,10 @@ _TOWERS: dict[str, tuple[int, int]] = {  # image, patch
 }
 
 
+#: In the settings: the text of the tokens that every text begins with.
+OPENING: Final = "octavo_opening"
+
+
 def media_processor(
     config: Mapping[str, Any],
     settings: Mapping[str, Any],
@@ -38,8 +44,8 @@ def media_processor(
 ) -> MediaProcessor | None:
     """The processor of a model with this config.json; None: it reads text alone.
 
-    `settings`: of the image processor, `image_settings`. `token_id`: of a special token's text. `video`: the settings
-    of the video processor, `video_settings`; None: those of a family.
+    `settings`: of the image processor, `image_settings`, and `OPENING`. `token_id`: of a special token's text.
+    `video`: the settings of the video processor, `video_settings`; None: those of a family.
     """
     names = config.get("architectures") or ["?"]
     if video is not None:
@@ -125,7 +131,7 @@ def _qwen2_vl(
         video=settings.get(_VIDEO) or {},
         video_id=-1 if found is None else found,
         frames=int(tower.get("temporal_patch_size", 2)),
-        placeholder_id=_placeholder_id(config, token_id, Qwen2VLProcessor.placeholder),
+        placeholder_id=_placeholder_id(config, token_id, QWEN_IMAGE),
         patch_size=int(tower.get("patch_size", 14)),
         merge=int(tower.get("spatial_merge_size", 2)),
         **more,
@@ -151,6 +157,28 @@ def _qwen3_vl(
     side = int(int(tower.get("num_position_embeddings", 2304)) ** 0.5)
     half = {"image_mean": images.HALF, "image_std": images.HALF}
     return _qwen2_vl(config, {**half, **settings}, token_id, table_side=side, tells_times=True)
+
+
+def _glm4v(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    tower = config.get("vision_config") or {}
+    side = int(tower.get("image_size", 336)) // int(tower.get("patch_size", 14))
+    size = {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 15000, **(settings.get("size") or {})}
+    # These are pixels of all frames of a patch.
+    frames = int(tower.get("temporal_patch_size", 2))
+    bounds = {"min_pixels": size["shortest_edge"] / frames, "max_pixels": size["longest_edge"] / frames}
+    placeholder = "<|image|>"
+    return Qwen2VLProcessor(
+        {**settings, **bounds},
+        placeholder_id=_placeholder_id(config, token_id, placeholder),
+        patch_size=int(tower.get("patch_size", 14)),
+        merge=int(tower.get("spatial_merge_size", 2)),
+        table_side=side,
+        mixed=mixed_by_cubics,
+        grows=True,
+        placeholder=placeholder,
+    )
 
 
 def _siglip(config: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -228,6 +256,56 @@ def _llava_next(
         placeholder_id=_placeholder_id(config, token_id, LlavaNextProcessor.placeholder),
         grids=config.get("image_grid_pinpoints") or settings.get("image_grid_pinpoints"),
         **_sizes(config),
+    )
+
+
+def _minicpm_v_4_6(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    mode = config.get("downsample_mode") or "16x"
+    if settings.get("downsample_mode", mode) != mode:
+        raise CheckpointError(f"The image processor's `downsample_mode` is not {mode!r}, which is the tower's.")
+    tower = {"model_type": "siglip_vision_model", "image_size": 224, **(config.get("vision_config") or {})}
+    return SlicingProcessor(
+        settings,
+        placeholder="<|image_pad|>",
+        placeholder_id=_placeholder_id(config, token_id, "<|image_pad|>"),
+        row_text="<|image_pad|>",
+        merges=1 if mode == "4x" else 2,
+        **_sizes({"vision_config": tower}),
+    )
+
+
+def _minicpm_v(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor | None:
+    row = token_id("<unk>")
+    if row is None:
+        return None
+    is_old = str(config.get("version", "2.5")) == "2.5"
+    usual = {"image_mean": settings.get("norm_mean"), "image_std": settings.get("norm_std"), "use_image_id": not is_old}
+    tower = config.get("vision_config") or {}
+    return SlicingProcessor(
+        {**usual, **settings},
+        placeholder="(<image>./</image>)",
+        placeholder_id=row,
+        row_text="<unk>",
+        patch_size=int(tower.get("patch_size", 14)),
+        image_size=int(tower.get("image_size", 980)),
+        merges=0,
+        num_queries=int(config.get("query_num", 64)),
+        wraps_slices=is_old,
+    )
+
+
+def _phi3_v(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor | None:
+    row = token_id("<|image|>")
+    if row is None:
+        return None
+    return Phi3VProcessor(
+        settings, placeholder_id=row, row_text="<|image|>", opening=settings.get(OPENING, ""), side=336, patch_size=14
     )
 
 
@@ -319,9 +397,15 @@ _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "Qwen2_5_VLForConditionalGeneration": _qwen2_5_vl,
     "Qwen3VLForConditionalGeneration": _qwen3_vl,
     "Qwen3VLMoeForConditionalGeneration": _qwen3_vl,
+    "Glm4vForConditionalGeneration": _glm4v,
+    "Glm4vMoeForConditionalGeneration": _glm4v,
+    "Glm46VForConditionalGeneration": _glm4v,
     "Gemma3ForConditionalGeneration": _gemma3,
     "PaliGemmaForConditionalGeneration": _paligemma,
     "LlavaNextForConditionalGeneration": _llava_next,
+    "Phi3VForCausalLM": _phi3_v,
+    "MiniCPMV4_6ForConditionalGeneration": _minicpm_v_4_6,
+    "MiniCPMV": _minicpm_v,
     "Mistral3ForConditionalGeneration": _pixtral,
     "InternVLForConditionalGeneration": _internvl,
     "FuyuForCausalLM": _fuyu,

@@ -9,6 +9,7 @@ of a message come before its text, but for those that the text has itself.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 from octavo.base.config import ContentFormatOption
 from octavo.base.errors import InvalidRequest
+from octavo.base.media import placeholder_pattern
 from octavo.media.part import part_type, text_only
 from octavo.text.templates import simpler
 from octavo.text.templates.call_arguments import template_arguments
@@ -139,7 +141,7 @@ def _with_placeholders(parts: Sequence[str | _Mark], media: Mapping[str, str]) -
     kinds = [part.kind for part in parts if isinstance(part, _Mark)]
     if not kinds:
         return list(texts)
-    written = {kind: sum(text.count(media[kind]) for text in texts) for kind in set(kinds)}
+    written = {kind: sum(_count(text, media[kind]) for text in texts) for kind in set(kinds)}
     missing = []
     for kind in kinds:
         if written[kind] > 0:
@@ -154,7 +156,11 @@ def _shows_all(text: str, messages: Sequence[Message], media: Mapping[str, str])
     marks = Counter(
         part["type"] for message in messages if _has_marks(message) for part in message["content"] if _is_mark(part)
     )
-    return all(text.count(media[kind]) >= count for kind, count in marks.items())
+    return all(_count(text, media[kind]) >= count for kind, count in marks.items())
+
+
+def _count(text: str, placeholder: str) -> int:
+    return len(re.findall(placeholder_pattern(placeholder), text))
 
 
 def _parts(content: object, path: str, media: Mapping[str, str] | None) -> list[str | _Mark]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -58,18 +59,40 @@ class Renderer:
             if chat_template is not None:
                 self._server_template = self._load(*read_template_option(chat_template, tokenizer.chat_templates))
             else:
-                self._own_templates = {
-                    name: self._load(source, f"The chat template {name!r} of {tokenizer.source}")
-                    for name, source in tokenizer.chat_templates.items()
-                    if name in ("default", "tool_use")
-                }
+                self._own_templates = self._loaded()
         finally:
             self._worker.close()
         self.template_names = frozenset(tokenizer.chat_templates)
-        loaded = [*self._own_templates.values(), *filter(None, [self._server_template])]
         #: Names that `chat_template_kwargs` can set for the templates rendered here.
-        self.template_variables = frozenset().union(*(template.variables for template in loaded)) - RESERVED
+        self.template_variables = self._variables()
         self._check_default_kwargs()
+
+    def with_tokenizer(self, tokenizer: Tokenizer) -> Renderer:
+        """The same for another tokenizer, which may bring its own templates, where the command line names none. Raises
+        `StartupError` for one that is broken."""
+        made = copy.copy(self)
+        made.tokenizer = tokenizer
+        if self._server_template is None and tokenizer.chat_templates:
+            made._worker = TemplateWorker()
+            try:
+                made._own_templates = made._loaded()
+            finally:
+                made._worker.close()
+                made._worker = self._worker  # of which there is one, for templates of requests
+            made.template_names = frozenset(tokenizer.chat_templates)
+            made.template_variables = made._variables()
+        return made
+
+    def _loaded(self) -> dict[str, ChatTemplate]:
+        return {
+            name: self._load(source, f"The chat template {name!r} of {self.tokenizer.source}")
+            for name, source in self.tokenizer.chat_templates.items()
+            if name in ("default", "tool_use")
+        }
+
+    def _variables(self) -> frozenset[str]:
+        loaded = [*self._own_templates.values(), *filter(None, [self._server_template])]
+        return frozenset().union(*(template.variables for template in loaded)) - RESERVED
 
     def _load(self, source: str, name: str) -> ChatTemplate:
         return load_template(source, self.tokenizer.special_tokens_map, name, self._worker.check)

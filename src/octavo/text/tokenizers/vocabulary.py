@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from octavo.text.tokenizers.tokenizer import Tokenizer
 
 
-def all_eos_token_ids(tokenizer: Tokenizer, info: EngineInfo) -> tuple[int, ...]:
-    """The tokens that end a text: the tokenizer's, then those of the model's configuration."""
+def all_eos_token_ids(tokenizer: Tokenizer, info: EngineInfo, num_ids: int = 0) -> tuple[int, ...]:
+    """The tokens that end a text: the tokenizer's, then those of the model's configuration. `num_ids`: 0: the model's
+    tokens alone."""
     ids = dict.fromkeys((*tokenizer.eos_token_ids, *info.eos_token_ids))
-    return tuple(token_id for token_id in ids if 0 <= token_id < info.vocab_size)
+    return tuple(token_id for token_id in ids if 0 <= token_id < (num_ids or info.vocab_size))
 
 
 def vocabulary_of(
