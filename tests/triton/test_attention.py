@@ -130,7 +130,7 @@ def plan_of(step: Step, num_decodes: int, size: int | None = None) -> Any:
     if size is None:
         arrays = planner.arrays(step.seq_lens.numpy(), step.starts.numpy(), num_decodes)
     else:
-        arrays = planner.padded_arrays(step.seq_lens.numpy(), size)
+        arrays = planner.padded_arrays(step.seq_lens.numpy(), step.starts.numpy(), num_decodes, num_seqs=size)
     return planner.plan(arrays, [torch.from_numpy(array) for array in arrays.tensors])
 
 
@@ -167,8 +167,13 @@ def test_a_padded_plan_gives_the_same_bits_and_its_padding_nothing() -> None:
 def test_a_plan_that_needs_too_many_items_is_not_padded() -> None:
     heads = Heads(num_heads=1, num_kv_heads=1, head_dim=16)
     planner = AttentionPlanner(heads, torch.device("cpu"), torch.bfloat16)
-    assert planner.padded_arrays(np.full(8, 130_000, np.int32), 8) is not None  # eight contexts of a long model
-    assert planner.padded_arrays(np.full(2, 2100 * CHUNK, np.int32), 2) is None
+
+    def planned(num_seqs: int, context: int) -> Any:
+        lens = np.full(num_seqs, context, np.int32)
+        return planner.padded_arrays(lens, np.arange(num_seqs + 1, dtype=np.int32), num_seqs, num_seqs=num_seqs)
+
+    assert planned(8, 130_000) is not None  # eight contexts of a long model
+    assert planned(2, 2100 * CHUNK) is None
 
 
 def test_scratch_of_growing_contexts_is_bounded() -> None:

@@ -29,7 +29,9 @@ class BusyDevice(InterpretedDevice):
 
 
 class Planner:
-    def padded_arrays(self, seq_lens: np.ndarray, size: int) -> PlannedArrays:
+    def padded_arrays(
+        self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int, **most: int
+    ) -> PlannedArrays | None:
         return PlannedArrays()
 
     def plan(self, arrays: PlannedArrays, tensors: list[torch.Tensor]) -> None: ...
@@ -50,7 +52,7 @@ def test_a_capture_that_fails_costs_its_size_the_graph_and_nothing_else(caplog: 
     device = BusyDevice()
     is_capturing: list[bool] = []
 
-    def run(batch: InputBatch) -> torch.Tensor:
+    def run(batch: InputBatch, needed: torch.Tensor | None) -> torch.Tensor:
         # A capture computes nothing: what it leaves is no result.
         return torch.full((1, 3), torch.nan if is_capturing else float(batch.token_ids[0]))
 
@@ -89,10 +91,10 @@ def test_a_capture_that_fails_costs_its_size_the_graph_and_nothing_else(caplog: 
 )
 def test_a_step_that_is_not_captured_says_why(changes: dict[str, Any], reason: str) -> None:
     class ShortPlanner(Planner):
-        def padded_arrays(self, seq_lens: np.ndarray, size: int) -> PlannedArrays | None:
-            return None if seq_lens.max() > 8 else super().padded_arrays(seq_lens, size)
+        def padded_arrays(self, seq_lens: np.ndarray, *args: Any, **most: int) -> PlannedArrays | None:
+            return None if seq_lens.max() > 8 else super().padded_arrays(seq_lens, *args, **most)
 
-    graphs = StepGraphs(lambda batch: torch.zeros(1, 3), InterpretedDevice(), ShortPlanner(), (1,), max_blocks=2)
+    graphs = StepGraphs(lambda *args: torch.zeros(1, 3), InterpretedDevice(), ShortPlanner(), (1,), max_blocks=2)
     assert graphs.logits(dataclasses.replace(decoding(1), **changes)) is None
     assert graphs.last == reason
     ways = []
