@@ -178,6 +178,23 @@ def test_eager_steps_give_the_tokens_of_the_cpu(
     assert engine.device.num_replays == 0
 
 
+def test_captured_steps_with_prompts_have_the_bits_of_those_that_are_not(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt that is cut into steps, beside a request that is decoding."""
+    asked = [request(0, [7] * 5, max_tokens=7), request(1, [9, 8] * 13, max_tokens=2, temperature=0.9)]
+    replies = []
+    for is_eager in (False, True):
+        engine = TinyEngine(model, InterpretedDevice(), monkeypatch, batch_invariant=True, enforce_eager=is_eager)
+        scheduler = engine.scheduler(max_num_batched_tokens=8, max_num_prefill_tokens=8)
+        replies.append(engine.run(asked, scheduler=scheduler, ahead=True, per_step=1).replies)
+        graphs = engine.worker._runner._graphs
+        assert is_eager == (graphs is None)
+        if graphs is not None:
+            assert graphs.num_with_prompts > 0 and engine.device.num_replays > 2
+    assert replies[0] == replies[1]
+
+
 def test_a_finished_request_whose_step_ahead_was_in_vain_does_not_disturb_the_next_in_its_slot(
     engine: TinyEngine, expected: dict[int, Reply]
 ) -> None:

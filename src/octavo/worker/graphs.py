@@ -19,11 +19,13 @@ logger = logging.getLogger("octavo.worker")
 
 #: Beyond, launching takes less than the step itself.
 MAX_GRAPH_SIZE = 512
-#: Sequences to which steps with parts of prompts are padded: in steps wider than those of decoding, for each pair with a
-#: number of tokens is a graph.
+#: Sequences to which steps with parts of prompts are padded: wider apart than those of decoding, for a graph is a pair of
+#: such a number and one of tokens.
 _SEQS_WITH_PROMPTS = (8, 32, 64, 128, 192, 256, 384)
-#: Graphs of such steps, at most: each takes some megabytes of the GPU's memory.
-_MOST_GRAPHS_WITH_PROMPTS = 96
+#: Tokens of such steps, at most.
+_MOST_TOKENS = 768
+#: Graphs of such steps, at most: each takes memory of the GPU, and most loads need a few dozen.
+_MOST_GRAPHS_WITH_PROMPTS = 64
 #: Token 0 at position 0 of a sequence without keys, which no kernel reads or writes the cache for.
 _NO_SLOT = -1
 
@@ -95,7 +97,7 @@ class StepGraphs:
         #: How the last step was launched: `ModelRunnerOutput.graph`.
         self.last = ""
         self._block_tables = device.zeros((num_groups, largest, max_blocks), torch.int32)
-        #: Of all shapes, for steps are uploaded one after the other. Graphs keep what was too small for those after them.
+        #: Of all shapes, for steps are uploaded one after the other. A graph keeps what was too small for later ones.
         self._inputs = device.zeros((0,), torch.uint8)
 
     def logits(self, host: HostBatch) -> tuple[torch.Tensor, RowTensors] | None:
@@ -126,7 +128,8 @@ class StepGraphs:
             self.last = "replayed"
         else:
             graph.logits = [self._run(batch, needed)]
-            if graph.num_uses > 1 and not graph.is_refused and self._has_room(shape):
+            has_room = not has_prompts or self.num_with_prompts < _MOST_GRAPHS_WITH_PROMPTS
+            if graph.num_uses > 1 and not graph.is_refused and has_room:
                 self._capture(graph, shape, batch, needed)
             self.last = "captured" if graph.replay else "capture refused" if graph.num_uses > 1 else "size is new"
         num_rows = len(host.logits_rows)
@@ -147,9 +150,10 @@ class StepGraphs:
         num_tokens = _at_least(len(host.token_ids), self._token_sizes) if has_prompts else num_seqs
         return _Shape(num_seqs, num_tokens, has_prompts, host.adapter_slots is not None)
 
-    def _has_room(self, shape: _Shape) -> bool:
-        captured = [each for each, graph in self._graphs.items() if each.has_prompts and graph.replay is not None]
-        return not shape.has_prompts or len(captured) < _MOST_GRAPHS_WITH_PROMPTS
+    @property
+    def num_with_prompts(self) -> int:
+        """Shapes with parts of prompts that were captured."""
+        return sum(shape.has_prompts and graph.replay is not None for shape, graph in self._graphs.items())
 
     def _capture(self, graph: _Graph, shape: _Shape, batch: InputBatch, needed: torch.Tensor | None) -> None:
         """The run before has left its result: capturing computes nothing. A capture that fails, for want of memory or
@@ -176,7 +180,7 @@ class StepGraphs:
     def _fill(
         self, graph: _Graph, host: HostBatch, shape: _Shape, arrays: PlannedArrays
     ) -> tuple[InputBatch, RowTensors, torch.Tensor | None]:
-        """Upload a step's inputs to their places; the last result is which rows are wanted, int64 [num_seqs], None: all.
+        """Upload a step's inputs to their places; the last result: which rows are wanted, int64 [num_seqs], None: all.
         The block tables, the only input whose shape varies, come last."""
         tensors = self._device.upload(*self._padded(host, shape), *arrays.tensors, host.block_tables, into=graph.inputs)
         token_ids, positions, slot_mapping, query_start_loc, seq_lens, slots, draws, *planned, tables = tensors
@@ -199,7 +203,7 @@ class StepGraphs:
         return batch, RowTensors(slots, draws), needed
 
     def _padded(self, host: HostBatch, shape: _Shape) -> tuple[np.ndarray, ...]:
-        """token_ids, positions, slot_mapping, query_start_loc, seq_lens, slots and draw_positions of a whole shape; with
+        """token_ids, positions, slot_mapping, query_start_loc, seq_lens, slots and draw_positions, filled up; with
         prompts, the rows that sample; where layers have states, the slots of these; and where rows have adapters,
         theirs."""
         num_seqs, num_tokens = shape.num_seqs, shape.num_tokens
@@ -224,7 +228,7 @@ class StepGraphs:
 
 
 def _width(host: HostBatch) -> int:
-    """Sequences and rows that a step needs room for: where known tokens stand before a draft, a sequence has several."""
+    """Sequences or rows, whatever are more: where known tokens stand before a draft, a sequence has several rows."""
     return max(len(host.slots), len(host.logits_rows))
 
 
@@ -248,8 +252,8 @@ def ladder(largest: int) -> tuple[int, ...]:
 
 
 def token_ladder(largest: int) -> tuple[int, ...]:
-    """Numbers of tokens of steps with parts of prompts. A multiple of 16 more or less costs nothing while reading the
-    weights takes longer than computing with them, and little beyond."""
-    sizes = [size for size in (16, 32, 48, 64) if size < largest]
-    sizes += [size for size in range(96, min(largest, MAX_GRAPH_SIZE), 32)]
-    return (*sizes, min(largest, MAX_GRAPH_SIZE))
+    """Numbers of tokens of steps with parts of prompts. Some tokens more cost nothing while reading the weights takes
+    longer than computing with them, and little beyond."""
+    largest = min(largest, _MOST_TOKENS)
+    sizes = [*range(16, 64, 16), *range(64, 512, 32), *range(512, _MOST_TOKENS, 64)]
+    return (*(size for size in sizes if size < largest), largest)

@@ -189,7 +189,7 @@ def prefill_kernel(
     KEYS: tl.constexpr, LOCAL: tl.constexpr, STRIDE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """A tile of BLOCK_M / GROUP_ROWS queries of one sequence, for one head of keys. tiles int32 [., 2]: sequence, tile;
-    a sequence of -1: nothing. GROUP_ROWS: query heads of a head of keys, rounded up to a power of two. Rows of qkv are
+    -1: nothing. GROUP_ROWS: query heads of a head of keys, rounded up to a power of two. Rows of qkv are
     Q_STRIDE apart."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     BLOCK_Q: tl.constexpr = BLOCK_M // GROUP_ROWS

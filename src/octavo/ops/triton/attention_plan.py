@@ -119,7 +119,11 @@ class AttentionPlanner:
         if len(items) > num_items or len(tiles) > num_tiles:
             return None
         # What follows the last item is not looked at.
-        padded = (_filled(items, num_items, 0), _filled(starts, num_seqs + 1, starts[-1]), _filled(tiles, num_tiles, -1))
+        padded = (
+            _filled(items, num_items, 0),
+            _filled(starts, num_seqs + 1, starts[-1]),
+            _filled(tiles, num_tiles, -1),
+        )
         return PlannedArrays(padded, _Numbers(num_seqs, num_items, num_tiles))
 
     def plan(self, arrays: PlannedArrays, tensors: Sequence[Tensor]) -> AttentionPlan:

@@ -148,8 +148,8 @@ def _prefill_kernel(
     HEADS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of BLOCK_M / HEADS queries of one sequence, for HEADS heads. tiles int32 [., 2]: sequence, tile; a sequence
-    of -1: nothing."""
+    """A tile of BLOCK_M / HEADS queries of one sequence, for HEADS heads. tiles int32 [., 2]: sequence, tile; -1:
+    nothing."""
     BLOCK_Q: tl.constexpr = BLOCK_M // HEADS
     seq = tl.load(tiles + 2 * tl.program_id(0)).to(tl.int64)
     tile = tl.load(tiles + 2 * tl.program_id(0) + 1)
