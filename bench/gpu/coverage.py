@@ -28,7 +28,7 @@ from octavo.worker.graphs import MAX_GRAPH_SIZE, StepGraphs, ladder, token_ladde
 from octavo.worker.input_batch import HostBatch, build_batch
 from octavo.worker.request_states import RequestStates
 
-VOCAB: Final = 10_000
+VOCAB: Final = 32_000
 BLOCK_SIZE: Final = 16
 #: Llama-3.1-8B's, and tokens of its cache on a GPU of 141 GB.
 HEADS: Final = Heads(num_heads=32, num_kv_heads=8, head_dim=128)

@@ -338,6 +338,8 @@ def test_a_model_with_an_encoder_gives_the_tokens_of_transformers(
     ]
     scheduler = engine.scheduler(max_num_batched_tokens=5, max_num_prefill_tokens=5)
     run = engine.run(asked, scheduler=scheduler, ahead=True)
+    graphs = engine.worker._runner._graphs
+    assert graphs is not None and graphs.num_with_prompts > 0 and engine.device.num_replays > 0
     for each in asked:
         ids, prompt = run.replies[each.request_id].token_ids, each.prompt_token_ids
         logits = logits_of(model, each.encoder_token_ids, [*prompt, *ids])
@@ -441,8 +443,9 @@ def test_layers_that_see_pictures_beside_the_text_give_the_tokens_of_the_cpu(
         "vision_output_dim": 48,
     }
     make_mllama(tmp_path, vision, num_hidden_layers=2, cross_attention_layers=[1])
-    asked = [asking(0, [3, IMAGE, 4], [pixels(16, 16, 1)], max_tokens=2), asking(1, [3, 4], [], max_tokens=2)]
+    asked = [asking(0, [3, IMAGE, 4], [pixels(16, 16, 1)], max_tokens=6), asking(1, [3, 4], [], max_tokens=2)]
     expected = TinyEngine(tmp_path, None, monkeypatch).run(asked).replies
     engine = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch)
     scheduler = engine.scheduler(max_num_batched_tokens=4, max_num_prefill_tokens=4)
     check(engine.run(asked, scheduler=scheduler, ahead=True), expected)
+    assert engine.device.num_replays > 0  # when the one without pictures has ended

@@ -6,7 +6,8 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ logger = logging.getLogger("octavo.worker")
 
 #: Beyond, launching takes less than the step itself.
 MAX_GRAPH_SIZE = 512
-#: Sequences to which steps with parts of prompts are padded: wider apart than those of decoding, for a graph is a pair of
-#: such a number and one of tokens.
+#: Sequences to which steps with parts of prompts are padded: wider apart than those of decoding, for each pair of a number
+#: of sequences and one of tokens has a graph.
 _SEQS_WITH_PROMPTS = (8, 32, 64, 128, 192, 256, 384)
 #: Tokens of such steps, at most.
 _MOST_TOKENS = 768
@@ -42,6 +43,14 @@ class _Shape:
     def __str__(self) -> str:
         tokens = f" with {self.num_tokens} tokens" if self.has_prompts else ""
         return f"{self.num_seqs} sequences{tokens}"
+
+
+class EncoderShape(NamedTuple):
+    """What a step sees of encoders: `num_groups` of layers, blocks of one sequence, the attention planner of it."""
+
+    planner: Any
+    num_groups: int
+    max_blocks: int
 
 
 @dataclass(slots=True)
@@ -76,13 +85,14 @@ class StepGraphs:
         is_plain: Callable[[np.ndarray], bool] = lambda slots: True,
         token_sizes: Sequence[int] = (),
         prompt_obstacle: Callable[[HostBatch], str] = lambda host: "",
+        encoder: EncoderShape | None = None,
     ) -> None:
         """`run` launches a step and returns its logits, of all tokens or of the rows int64 [S] that are wanted, always
         at the same place for the same number of rows. `planner`: the table's attention planner. `sizes`: of steps of
         decoding. `max_blocks`: of one sequence in one of `num_groups` groups of layers. `free_slot`: where layers have
         a state, a slot that is no request's. `is_plain`: whether a step with these adapters may be captured.
         `token_sizes`: of steps with parts of prompts. `prompt_obstacle`: why such a step may not be captured; "": it
-        may."""
+        may. `encoder`: where layers see one."""
         self._run = run
         self._device = device
         self._planner = planner
@@ -97,6 +107,9 @@ class StepGraphs:
         #: How the last step was launched: `ModelRunnerOutput.graph`.
         self.last = ""
         self._block_tables = device.zeros((num_groups, largest, max_blocks), torch.int32)
+        self._encoder = encoder
+        if encoder is not None:
+            self._encoder_tables = device.zeros((encoder.num_groups, largest, encoder.max_blocks), torch.int32)
         #: Of all shapes, for steps are uploaded one after the other. A graph keeps what was too small for later ones.
         self._inputs = device.zeros((0,), torch.uint8)
 
@@ -108,20 +121,14 @@ class StepGraphs:
         if self.last:
             return None
         shape = self._shape(host, has_prompts)
-        arrays = self._planner.padded_arrays(
-            host.seq_lens,
-            host.query_start_loc,
-            host.num_decodes,
-            num_seqs=shape.num_seqs,
-            num_prompt_tokens=shape.num_tokens if has_prompts else 0,
-        )
-        if arrays is None:
+        planned = self._planned(host, shape)
+        if planned is None:
             self.last = "prompt" if has_prompts else "contexts too long"
             return None
         graph = self._graphs.get(shape)
         if graph is None:
-            graph = self._graphs[shape] = _Graph(self._input_buffer(host, shape, arrays))
-        batch, rows, needed = self._fill(graph, host, shape, arrays)
+            graph = self._graphs[shape] = _Graph(self._input_buffer(host, shape, planned))
+        batch, rows, needed = self._fill(graph, host, shape, planned)
         graph.num_uses += 1
         if graph.replay is not None:
             graph.replay()
@@ -139,6 +146,8 @@ class StepGraphs:
         """Why the step is none of those that are captured, in a few words; "": it may be one."""
         if has_prompts and (not self._token_sizes or len(host.token_ids) > self._token_sizes[-1]):
             return "prompt"
+        if host.muted_rows is not None:
+            return "text without pictures"
         if host.adapter_slots is not None and not self._is_plain(host.adapter_slots):
             return "adapter of the vocabulary"
         if _width(host) > self._sizes[-1]:
@@ -149,6 +158,16 @@ class StepGraphs:
         num_seqs = _at_least(_width(host), self._seq_sizes if has_prompts else self._sizes)
         num_tokens = _at_least(len(host.token_ids), self._token_sizes) if has_prompts else num_seqs
         return _Shape(num_seqs, num_tokens, has_prompts, host.adapter_slots is not None)
+
+    def _planned(self, host: HostBatch, shape: _Shape) -> list[PlannedArrays] | None:
+        """What attention plans of the tokens, and of what they see of an encoder."""
+        seen = [(self._planner, host.seq_lens)]
+        if self._encoder is not None:
+            assert host.encoder_lens is not None
+            seen.append((self._encoder.planner, host.encoder_lens))
+        most = {"num_seqs": shape.num_seqs, "num_prompt_tokens": shape.num_tokens if shape.has_prompts else 0}
+        found = [planner.padded_arrays(lens, host.query_start_loc, host.num_decodes, **most) for planner, lens in seen]
+        return None if None in found else found
 
     @property
     def num_with_prompts(self) -> int:
@@ -169,26 +188,31 @@ class StepGraphs:
             graph.is_refused, graph.logits = True, computed
             logger.warning("Steps of %s run without a CUDA graph: capturing failed: %s", shape, error)
 
-    def _input_buffer(self, host: HostBatch, shape: _Shape, arrays: PlannedArrays) -> torch.Tensor:
-        fixed = sum(array.nbytes + 16 for array in (*self._padded(host, shape), *arrays.tensors))
-        num_groups, _, max_blocks = self._block_tables.shape
-        num_bytes = fixed + num_groups * max_blocks * shape.num_seqs * 4
+    def _input_buffer(self, host: HostBatch, shape: _Shape, planned: Sequence[PlannedArrays]) -> torch.Tensor:
+        arrays = [*self._padded(host, shape), *(array for each in planned for array in each.tensors)]
+        ids_per_seq = self._block_tables.shape[0] * self._block_tables.shape[2]
+        if self._encoder is not None:
+            ids_per_seq += self._encoder.num_groups * self._encoder.max_blocks
+        num_bytes = sum(array.nbytes + 16 for array in arrays) + ids_per_seq * shape.num_seqs * 4 + 32
         if num_bytes > len(self._inputs):
             self._inputs = self._device.zeros((max(num_bytes, 2 * len(self._inputs)),), torch.uint8)
         return self._inputs
 
     def _fill(
-        self, graph: _Graph, host: HostBatch, shape: _Shape, arrays: PlannedArrays
+        self, graph: _Graph, host: HostBatch, shape: _Shape, planned: Sequence[PlannedArrays]
     ) -> tuple[InputBatch, RowTensors, torch.Tensor | None]:
         """Upload a step's inputs to their places; the last result: which rows are wanted, int64 [num_seqs], None: all.
-        The block tables, the only input whose shape varies, come last."""
-        tensors = self._device.upload(*self._padded(host, shape), *arrays.tensors, host.block_tables, into=graph.inputs)
-        token_ids, positions, slot_mapping, query_start_loc, seq_lens, slots, draws, *planned, tables = tensors
-        needed = planned.pop(0) if shape.has_prompts else None
-        state_slots = None if self._free_slot is None else planned.pop(0)
-        adapter_slots = planned.pop(0) if shape.has_adapters else None
-        self._block_tables[:, : tables.shape[1], : tables.shape[2]].copy_(tables)
-        plan = self._planner.plan(arrays, planned)
+        Block tables, the only inputs whose shapes vary, come last."""
+        tables = [host.block_tables] if host.encoder_tables is None else [host.block_tables, host.encoder_tables]
+        fixed, plans = self._padded(host, shape), [each.tensors for each in planned]
+        tensors = self._device.upload(*fixed, *chain(*plans), *tables, into=graph.inputs)
+        given, others = tensors[: len(fixed)], tensors[len(fixed) :]
+        token_ids, positions, slot_mapping, query_start_loc, seq_lens, slots, draws, *more = given
+        needed = more.pop(0) if shape.has_prompts else None
+        state_slots = None if self._free_slot is None else more.pop(0)
+        adapter_slots = more.pop(0) if shape.has_adapters else None
+        _place(self._block_tables, others[-len(tables)])
+        plan = self._planner.plan(planned[0], others[: len(plans[0])])
         batch = InputBatch(
             token_ids,
             positions,
@@ -200,12 +224,16 @@ class StepGraphs:
             state_slots,
         )
         batch.adapter_slots = adapter_slots
+        if self._encoder is not None:
+            _place(self._encoder_tables, others[-1])
+            plan = self._encoder.planner.plan(planned[1], others[len(plans[0]) : -len(tables)])
+            batch.add_encoder(more.pop(0), self._encoder_tables[:, : shape.num_seqs], plan)
         return batch, RowTensors(slots, draws), needed
 
     def _padded(self, host: HostBatch, shape: _Shape) -> tuple[np.ndarray, ...]:
         """token_ids, positions, slot_mapping, query_start_loc, seq_lens, slots and draw_positions, filled up; with
-        prompts, the rows that sample; where layers have states, the slots of these; and where rows have adapters,
-        theirs."""
+        prompts, the rows that sample; where layers have states, the slots of these; where rows have adapters, theirs;
+        where layers see an encoder, the rows of each sequence's."""
         num_seqs, num_tokens = shape.num_seqs, shape.num_tokens
         if shape.has_prompts:  # tokens of no sequence, and sequences without tokens
             query_start_loc = _extended(host.query_start_loc, num_seqs + 1, len(host.token_ids))
@@ -224,7 +252,13 @@ class StepGraphs:
             arrays = (*arrays, _extended(host.logits_rows, num_seqs, 0))
         if self._free_slot is not None:
             arrays = (*arrays, _extended(host.slots.astype(np.int32), num_seqs, self._free_slot))
-        return arrays if host.adapter_slots is None else (*arrays, _extended(host.adapter_slots, num_tokens, -1))
+        if host.adapter_slots is not None:
+            arrays = (*arrays, _extended(host.adapter_slots, num_tokens, -1))
+        return arrays if host.encoder_lens is None else (*arrays, _extended(host.encoder_lens, num_seqs, 0))
+
+
+def _place(target: torch.Tensor, tables: torch.Tensor) -> None:
+    target[:, : tables.shape[1], : tables.shape[2]].copy_(tables)
 
 
 def _width(host: HostBatch) -> int:

@@ -19,7 +19,7 @@ from octavo.wire.messages import TokenLogprobs
 from octavo.wire.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
 from octavo.worker.adapters import AdapterSlots
 from octavo.worker.cross_inputs import CrossInputs, max_encoder_len
-from octavo.worker.graphs import StepGraphs
+from octavo.worker.graphs import EncoderShape, StepGraphs
 from octavo.worker.input_batch import HostBatch, InputBatch, RowTensors, build_batch
 from octavo.worker.media import MediaEncoder
 from octavo.worker.pictures import PictureInputs, most_rows
@@ -126,8 +126,6 @@ class ModelRunner:
         self._scorer = PromptScorer(model, ops, device, logprobs_mode)
         self._graphs: StepGraphs | None = None
         self._no_graphs = "switched off" if device.uses_graphs else ""
-        if self._no_graphs and self._crossing is not None:
-            self._no_graphs = "model with an encoder"
         if graph_sizes:
             max_blocks = self._states.block_tables.shape[2]
             self._graphs = StepGraphs(
@@ -141,6 +139,9 @@ class ModelRunner:
                 (lambda slots: True) if adapters is None else adapters.is_plain,
                 graph_tokens,
                 self._prompt_obstacle,
+                None
+                if self._encoder_planner is None
+                else EncoderShape(self._encoder_planner, *self._states.encoder_tables.shape[::2]),
             )
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:

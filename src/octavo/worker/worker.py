@@ -117,8 +117,7 @@ class Worker:
             self._check_whole(max_model_len)
             self._is_whole = True
         max_num_batched_tokens = self._max_num_batched_tokens(max_model_len, device)
-        # What is seen of an encoder is not yet among the inputs of a captured step.
-        is_captured = pooling is None and loaded.model.can_be_captured and loaded.model.definition.crossing is None
+        is_captured = pooling is None and loaded.model.can_be_captured
         graph_sizes = self._graph_sizes(device) if is_captured else ()
         reserved = (max_num_batched_tokens if device.uses_graphs else 0, max(graph_sizes, default=0))
         loaded.model.reserve(*reserved)
