@@ -20,8 +20,8 @@ logger = logging.getLogger("octavo.worker")
 
 #: Beyond, launching takes less than the step itself.
 MAX_GRAPH_SIZE = 512
-#: Sequences to which steps with parts of prompts are padded: wider apart than those of decoding, for each pair of a number
-#: of sequences and one of tokens has a graph.
+#: Sequences to which steps with parts of prompts are padded: wider apart than those of decoding, since each pair of one
+#: such number and one of tokens has a graph.
 _SEQS_WITH_PROMPTS = (8, 32, 64, 128, 192, 256, 384)
 #: Tokens of such steps, at most.
 _MOST_TOKENS = 768
