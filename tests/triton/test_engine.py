@@ -190,6 +190,23 @@ def test_eager_steps_give_the_tokens_of_the_cpu(
     assert engine.device.num_replays == 0
 
 
+def test_captured_steps_with_prompts_have_the_bits_of_those_that_are_not(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt that is cut into steps, beside a request that is decoding."""
+    asked = [request(0, [7] * 5, max_tokens=7), request(1, [9, 8] * 13, max_tokens=2, temperature=0.9)]
+    replies = []
+    for is_eager in (False, True):
+        engine = TinyEngine(model, InterpretedDevice(), monkeypatch, batch_invariant=True, enforce_eager=is_eager)
+        scheduler = engine.scheduler(max_num_batched_tokens=8, max_num_prefill_tokens=8)
+        replies.append(engine.run(asked, scheduler=scheduler, ahead=True, per_step=1).replies)
+        graphs = engine.worker._runner._graphs
+        assert is_eager == (graphs is None)
+        if graphs is not None:
+            assert graphs.num_with_prompts > 0 and engine.device.num_replays > 2
+    assert replies[0] == replies[1]
+
+
 def test_a_finished_request_whose_step_ahead_was_in_vain_does_not_disturb_the_next_in_its_slot(
     engine: TinyEngine, expected: dict[int, Reply]
 ) -> None:
@@ -333,6 +350,8 @@ def test_a_model_with_an_encoder_gives_the_tokens_of_transformers(
     ]
     scheduler = engine.scheduler(max_num_batched_tokens=5, max_num_prefill_tokens=5)
     run = engine.run(asked, scheduler=scheduler, ahead=True)
+    graphs = engine.worker._runner._graphs
+    assert graphs is not None and graphs.num_with_prompts > 0 and engine.device.num_replays > 0
     for each in asked:
         ids, prompt = run.replies[each.request_id].token_ids, each.prompt_token_ids
         logits = logits_of(model, each.encoder_token_ids, [*prompt, *ids])
@@ -463,8 +482,9 @@ def test_layers_that_see_pictures_beside_the_text_give_the_tokens_of_the_cpu(
         "vision_output_dim": 48,
     }
     make_mllama(tmp_path, vision, num_hidden_layers=2, cross_attention_layers=[1])
-    asked = [asking(0, [3, IMAGE, 4], [pixels(16, 16, 1)], max_tokens=2), asking(1, [3, 4], [], max_tokens=2)]
+    asked = [asking(0, [3, IMAGE, 4], [pixels(16, 16, 1)], max_tokens=6), asking(1, [3, 4], [], max_tokens=2)]
     expected = TinyEngine(tmp_path, None, monkeypatch).run(asked).replies
     engine = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch)
     scheduler = engine.scheduler(max_num_batched_tokens=4, max_num_prefill_tokens=4)
     check(engine.run(asked, scheduler=scheduler, ahead=True), expected)
+    assert engine.device.num_replays > 0  # when the one without pictures has ended
