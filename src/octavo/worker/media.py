@@ -21,7 +21,7 @@ from octavo.device.base import Device
 from octavo.models.decoder import Definition
 from octavo.models.tower import TowerDefinition
 from octavo.models.transformer import Transformer
-from octavo.ops.pieces import Cut
+from octavo.ops.pieces import Cut, pieces
 from octavo.ops.table import Ops
 from octavo.wire.step import MediaPart, MediaPlace, SchedulerOutput
 from octavo.worker.arrays import array, pixel_values
@@ -333,10 +333,15 @@ def media_bytes(definition: Definition, ops: Ops, num_patches: int, num_rows: in
     kept = num_rows * width * itemsize
     if tower.spec.sound is not None:
         return sound_bytes(tower, ops, num_patches) + kept
-    buffers = max(buffer_bytes(each, patches, ops.activation_dtype) for each in tower.programs)
+    made = [
+        *tower.programs,
+        *(piece.program for stage in tower.stages for piece in pieces(stage.program, "all layers")),
+    ]
+    buffers = max(buffer_bytes(each, patches, ops.activation_dtype) for each in made)
     scratch = max(EncoderRunner.scratch_bytes(each, ops, patches, 1) for each in tower.programs)
     if tower.spec.codes is None:
         inputs = patches * tower.spec.patch_values * torch.float32.itemsize
     else:
         inputs = codes_bytes(tower.spec.codes)
-    return buffers + scratch + inputs + kept
+    # Between two steps these stand still, and beside them what the first piece gives to the second.
+    return buffers + scratch + inputs + patches * tower.spec.hidden_size * itemsize + kept

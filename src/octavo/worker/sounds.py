@@ -87,4 +87,5 @@ def sound_bytes(tower: TowerDefinition, ops: Ops, num_rows: int) -> int:
     buffers = sum(buffer_bytes(program, size, ops.activation_dtype) for program, size in sizes)
     assert tower.spec.sound is not None
     taps = 2 * rows * 3 * (tower.spec.sound.channels + tower.spec.hidden_size) * ops.activation_dtype.itemsize
-    return buffers + taps + EncoderRunner.scratch_bytes(layers, ops, rows, 1)
+    given = rows * tower.spec.hidden_size * ops.activation_dtype.itemsize  # by the first piece of the layers
+    return buffers + taps + given + EncoderRunner.scratch_bytes(layers, ops, rows, 1)
