@@ -31,7 +31,7 @@ from octavo.worker.cross_inputs import encoder_channels, encoding_bytes, max_enc
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder, token_ladder
 from octavo.worker.kv_memory import GIB, BlockShapes, KVCachePlan, block_values, kv_caches, plan_kv_cache
 from octavo.worker.kv_scales import check_scale_options, scales_of_file, with_scales
-from octavo.worker.media import MediaEncoder, media_bytes
+from octavo.worker.media import MediaEncoder, media_bytes, media_ops
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
 from octavo.worker.pictures import MOST_PICTURES, most_rows, picture_bytes
 from octavo.worker.pooling import EncodingRunner, Pooler
@@ -557,11 +557,16 @@ def _media_info(loaded: LoadedModel, step_rows: int) -> dict[str, Any]:
         }
     if tower is None:
         return {}
+    definition = loaded.model.definition.tower
+    assert definition is not None, "a tower has a definition"
+    unit_ops, attention_ops = media_ops(definition)
     return {
         "media_kinds": (*tower.kinds, "embeds"),
         "media_width": loaded.spec.hidden_size * (1 + len(tower.taps)),
         "media_step_rows": step_rows,
         "media_cache_rows": MEDIA_CACHE_ROWS,
+        "media_unit_ops": unit_ops,
+        "media_attention_ops": attention_ops,
         "media_stays_whole": tower.whole_spans,
         "prompts_stay_whole": tower.whole_prompts,
     }
