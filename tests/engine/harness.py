@@ -41,6 +41,7 @@ class Reply:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
     error: str | None = None
+    pooled: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -141,6 +142,7 @@ class Engine:
                 reply.prompt_logprobs += output.prompt_logprobs or []
                 reply.finish_reason = output.finish_reason
                 reply.error = output.error
+                reply.pooled = output.pooled
         stats = scheduler.stats()
         return Run(replies, stats.num_preemptions, stats.prefix_cache_hits, num_ahead, num_swapped)
 

@@ -223,6 +223,11 @@ class TowerSpec:
     #: Of a tower that hears, in the place of patches. `num_positions` is then the most rows of a piece of a sound.
     sound: FramesSpec | None = None
 
+    @property
+    def drops_rows(self) -> bool:
+        """Of a picture, that of the class token."""
+        return self.has_class_token and not self.keeps_class
+
 
 @dataclass(frozen=True, kw_only=True)
 class PicturesSpec:

@@ -39,13 +39,22 @@ from octavo.offline.adapters import (
 from octavo.offline.media import given_media
 from octavo.offline.outputs import CompletionOutput, Logprob, RequestOutput, request_output
 from octavo.offline.pooling import PoolingCalls
+from octavo.offline.transcription import TranscriptionCalls, TranscriptionOutput
 from octavo.served.model import Prepared, ServedModel
 from octavo.served.turn import Continuation, Conversation, MediaOptions, Turn
 from octavo.text.grammars.grammar import spec_of_params
 from octavo.text.tokenizers.tokenizer import Tokenizer
 from octavo.wire.messages import EngineInfo
 
-__all__ = ["LLM", "CompletionOutput", "LoRARequest", "Logprob", "PromptAdapterRequest", "RequestOutput"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "LoRARequest",
+    "Logprob",
+    "PromptAdapterRequest",
+    "RequestOutput",
+    "TranscriptionOutput",
+]
 
 T = TypeVar("T")
 #: Settings that may be mappings in place of JSON.
@@ -74,7 +83,7 @@ DEFAULT_MAX_TOKENS = 16
 RETRY_SECONDS = 0.05
 
 
-class LLM(PoolingCalls):
+class LLM(PoolingCalls, TranscriptionCalls):
     """A loaded model. Ends with `close`, at the end of a `with` block, or with the last reference to it.
 
     `LLM("org/repo", max_model_len=4096, ...)`: the model as `octavo serve` takes it, the fields of `ModelConfig`,

@@ -140,6 +140,9 @@ class EngineInfo(Message, frozen=True, gc=False):
     #: Rows of media that a step encodes, unless one item alone has more, and that are kept to be read again.
     media_step_rows: int = 0
     media_cache_rows: int = 0
+    #: Sums and products of a tower: for each unit of `MediaItem.size`, and for each that this one sees of its sequence.
+    media_unit_ops: int = 0
+    media_attention_ops: int = 0
     #: Tokens of one run of media see each other: a step computes all of them.
     media_stays_whole: bool = False
     #: Tokens of a prompt see each other: a step computes all of them, and no other prompt begins with the same.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from octavo.base.params import SamplingParams, SpeechRules
+from octavo.base.params import SamplingParams, SpeechAlignment, SpeechRules
 from octavo.cache.pictures import View
 from octavo.wire.step import CachedRequestData, MediaPlace, NewRequestData
 from octavo.worker.masks import TokenMask
@@ -121,6 +121,7 @@ class RequestStates:
         #: Slots whose rows need more than temperature, top-k, top-p and min-p.
         self.special: dict[int, SlotParams] = {}
         self.speech: dict[int, SpeechRules] = {}  # of slots that transcribe
+        self.alignments: dict[int, SpeechAlignment] = {}  # of slots that want one in place of tokens
         self.logprobs: dict[int, int] = {}  # slot -> number of alternatives asked for
         self.logprob_ids: dict[int, tuple[int, ...]] = {}  # slot -> which they are, where not the most likely
         self.mirostat_mu: dict[int, float] = {}  # slot -> bits
@@ -174,6 +175,8 @@ class RequestStates:
             self.mirostat_mu[slot] = 2 * params.mirostat_tau if state is None else state
         if params.speech is not None:
             self.speech[slot] = params.speech
+        if params.alignment is not None:
+            self.alignments[slot] = params.alignment
         # A request that comes back with output has had its whole prompt scored before.
         if params.prompt_logprobs is not None and len(request.prompt_token_ids) == request.num_prompt_tokens:
             self.prompt_logprobs[slot] = params.prompt_logprobs
@@ -256,6 +259,7 @@ class RequestStates:
         self.position_parts.pop(slot, None)
         self.special.pop(slot, None)
         self.speech.pop(slot, None)
+        self.alignments.pop(slot, None)
         self.logprobs.pop(slot, None)
         self.logprob_ids.pop(slot, None)
         self.mirostat_mu.pop(slot, None)

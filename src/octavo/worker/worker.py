@@ -28,10 +28,10 @@ from octavo.wire.messages import AdapterInfo, EngineInfo, PoolingInfo, StepSecon
 from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
 from octavo.worker.adapters import AdapterSlots, AdapterStore, bank_bytes, with_adapters, with_banks
 from octavo.worker.cross_inputs import encoder_channels, encoding_bytes, max_encoder_len, silence
-from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
+from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder, token_ladder
 from octavo.worker.kv_memory import GIB, BlockShapes, KVCachePlan, block_values, kv_caches, plan_kv_cache
 from octavo.worker.kv_scales import check_scale_options, scales_of_file, with_scales
-from octavo.worker.media import MediaEncoder, media_bytes
+from octavo.worker.media import MediaEncoder, media_bytes, media_ops
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
 from octavo.worker.pictures import MOST_PICTURES, most_rows, picture_bytes
 from octavo.worker.pooling import EncodingRunner, Pooler
@@ -122,8 +122,7 @@ class Worker:
             self._check_whole(max_model_len)
             self._is_whole = True
         max_num_batched_tokens = self._max_num_batched_tokens(max_model_len, device)
-        # What is seen of an encoder is not yet among the inputs of a captured step.
-        is_captured = pooling is None and loaded.model.can_be_captured and loaded.model.definition.crossing is None
+        is_captured = pooling is None and loaded.model.can_be_captured
         graph_sizes = self._graph_sizes(device) if is_captured else ()
         reserved = (max_num_batched_tokens if device.uses_graphs else 0, max(graph_sizes, default=0))
         loaded.model.reserve(*reserved)
@@ -158,6 +157,7 @@ class Worker:
                 swap_arena=self.swap_arena,
                 logprobs_mode=config.model.logprobs_mode,
                 graph_sizes=graph_sizes,
+                graph_tokens=token_ladder(max_num_batched_tokens) if graph_sizes else (),
                 windows=model.definition.windows,
                 times_forward=self._times_forward,
                 adapters=self._slots_of(model, ops, device),
@@ -557,11 +557,16 @@ def _media_info(loaded: LoadedModel, step_rows: int) -> dict[str, Any]:
         }
     if tower is None:
         return {}
+    definition = loaded.model.definition.tower
+    assert definition is not None, "a tower has a definition"
+    unit_ops, attention_ops = media_ops(definition)
     return {
         "media_kinds": (*tower.kinds, "embeds"),
         "media_width": loaded.spec.hidden_size * (1 + len(tower.taps)),
         "media_step_rows": step_rows,
         "media_cache_rows": MEDIA_CACHE_ROWS,
+        "media_unit_ops": unit_ops,
+        "media_attention_ops": attention_ops,
         "media_stays_whole": tower.whole_spans,
         "prompts_stay_whole": tower.whole_prompts,
     }

@@ -220,7 +220,8 @@ class ParallelConfig:
     cudagraph_capture_sizes: list[int] = opt(
         list,
         "Batch sizes for which a decoding step is captured as a CUDA graph; other batches are padded to the next size, "
-        "and those beyond the last run without a graph. Default: a series up to --max-num-seqs.",
+        "and those beyond the last run without a graph, also with parts of prompts. Default: a series up to "
+        "--max-num-seqs.",
         low=1,
     )
     attention_backend: Literal["auto", "triton", "flashinfer", "TRITON_ATTN", "FLASHINFER"] = opt(

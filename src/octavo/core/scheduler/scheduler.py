@@ -8,7 +8,8 @@ hit, a preempted request that begins again, and tokens that a grammar dictates a
 Who comes first: running requests that are one token behind (or one and what a grammar dictated after it), then running
 prompts, then waiting requests in order of (priority, arrival), as long as all limits have room (`limits`). Nobody
 waiting overtakes, but for a request whose prompt is just being computed by another: it lets others pass until it can
-take those blocks from the cache (`shared_prompts`). What is then left of the step goes to drafts (`drafts`): tokens
+take those blocks from the cache (`shared_prompts`); and for one that begins with a medium, until that is encoded, which
+takes several steps while others decode (`core.media`). What is then left of the step goes to drafts (`drafts`): tokens
 that are guessed, computed behind those known, and kept as far as sampling finds them right.
 
 When blocks run out, the newest running request gives up all of its own and goes back to the queue, whose front it
@@ -37,7 +38,7 @@ from octavo.core.blocks.kv_cache_manager import KVCacheManager
 from octavo.core.drafts import Drafter, draft_for
 from octavo.core.faults import fault
 from octavo.core.limits import BlockLimit, Candidate, EncoderLimit, Limit, SlotLimit, TokenLimit
-from octavo.core.media import MediaLimit
+from octavo.core.media import MediaCosts, MediaLimit
 from octavo.core.request import Request, RequestStatus, sampling_seed_of
 from octavo.core.scheduler.answers import Answers, Member
 from octavo.core.scheduler.live_requests import LiveRequests
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 
 #: One in so many, at most, of the running requests may be left out of steps that are planned ahead.
 _FEW: Final = 4
+#: While requests decode, one in so many of the tokens that a step may compute of prompts goes to encoding media.
+_MEDIA_SHARE: Final = 4
 
 
 @dataclass(slots=True)
@@ -125,6 +128,7 @@ class Scheduler:
                 info.media_cache_rows,
                 is_chunked=self.enable_chunked_prefill,
                 stays_whole=info.media_stays_whole,
+                costs=MediaCosts(info.layer_ops_per_token, info.media_unit_ops, info.media_attention_ops),
             )
             self.limits.insert(1, self._media)
         drafter = self._drafter = None if info.has_states or pooling else drafter
@@ -231,6 +235,7 @@ class Scheduler:
         # What one step computes of prompts is bounded apart: it is what the requests above have to wait for.
         beyond_prompts = max(0, step.budget - self.max_num_prefill_tokens)
         step.budget -= beyond_prompts
+        self._continue_media(step)
         self._continue_prompts(step)
         if self.waiting and live.num_preemptions == num_preemptions:
             self._admit(step)
@@ -295,6 +300,14 @@ class Scheduler:
             budget -= count
         step.budget = budget
 
+    def _continue_media(self, step: _Step) -> None:
+        """Media on their way. While requests decode, encoding has a part of what a step may compute of prompts, whose
+        tokens make room for it; else it takes what it takes, for nobody waits for the step."""
+        if self._media is not None:
+            is_decoding = len(self.running) > len(step.prefilling)
+            most = max(1, self.max_num_prefill_tokens // _MEDIA_SHARE)
+            step.budget = max(0, step.budget - self._media.go_on(most if is_decoding else None))
+
     def _continue_prompts(self, step: _Step) -> None:
         """Prompts on their way, and what was left of a long jump: they have the blocks of what a step computes."""
         for request, count in step.prefilling:
@@ -304,9 +317,11 @@ class Scheduler:
             count = min(count, step.budget)
             if self._media is not None and request.media:
                 count = self._media.fit(request, num_computed, count)
+                if count:
+                    self._media.claim(request, num_computed, count)
+                self._media.look_ahead(request, num_computed + count)
                 if not count:
-                    continue  # until there is room for what comes next
-                self._media.claim(request, num_computed, count)
+                    continue  # until there is room for what comes next, or its rows are there
             new_ids, request.unsent_block_ids = request.unsent_block_ids, []
             step.cached.append(CachedRequestData(request.slot, new_ids, num_computed))
             step.give(request, count)
@@ -358,7 +373,11 @@ class Scheduler:
                 index += 1
                 continue
             candidate = Candidate(request, computed)
-            count = len(request.token_ids) - self.kv.num_tokens_at_hand(request, computed)
+            start = self.kv.num_tokens_at_hand(request, computed)
+            if self._media is not None and self._media.holds_up(request, start):
+                index += 1
+                continue
+            count = len(request.token_ids) - start
             for limit in self.limits:
                 count = limit.room(candidate, count)
                 if not count:
