@@ -182,10 +182,12 @@ class FakeEngine:
     async def reset_prefix_cache(self) -> None:
         self.num_resets += 1
 
-    async def load_adapter(self, key: str, path: str) -> AdapterInfo:
+    async def load_adapter(self, key: str, path: str, *, is_prompt: bool = False) -> AdapterInfo:
         if "damaged" in path:
             raise ServerError(f"{path}: tensor 'x': it holds NaN or infinite values")
         self.adapters[key] = path
+        if is_prompt:
+            return AdapterInfo(num_virtual_tokens=6)
         return AdapterInfo(num_extra=4, context_length=CONTEXT) if "long" in path else AdapterInfo()
 
     async def drop_adapter(self, key: str) -> None:

@@ -20,7 +20,15 @@ from models.test_early_towers import EarlyCase
 from models.test_sound_towers import Case as SoundCase
 from models.test_sound_towers import sound
 from models.test_towers import Case, pixels
-from octavo.base.config import CacheConfig, EngineConfig, LoraConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from octavo.base.config import (
+    CacheConfig,
+    EngineConfig,
+    LoraConfig,
+    ModelConfig,
+    ParallelConfig,
+    PromptAdapterConfig,
+    SchedulerConfig,
+)
 from octavo.base.errors import InvalidConfig
 from octavo.base.params import SamplingParams, SpeechAlignment, SpeechRules
 from octavo.core.grammar.structured import LLGuidanceCompiler
@@ -28,7 +36,7 @@ from octavo.device.aside import tensors_of
 from octavo.wire.messages import AddRequest
 from octavo.worker import worker as worker_module
 from octavo.worker.worker import Worker
-from support.adapters import random_adapter, write_adapter
+from support.adapters import random_adapter, write_adapter, write_prompt_adapter
 from support.interpreted_device import InterpretedDevice
 from support.tiny_bart import logits_of, make_bart, random_ids
 from support.tiny_mllama import IMAGE, asking, make_mllama
@@ -47,6 +55,7 @@ class TinyEngine(Engine):
         monkeypatch: pytest.MonkeyPatch,
         num_kv_blocks: int | None = 60,
         lora: LoraConfig | None = None,
+        prompts: PromptAdapterConfig | None = None,
         **parallel: Any,
     ) -> None:
         self.device = device
@@ -56,6 +65,7 @@ class TinyEngine(Engine):
             scheduler=SchedulerConfig(max_num_seqs=6, max_num_batched_tokens=48),
             parallel=ParallelConfig(**parallel),
             lora=lora or LoraConfig(),
+            prompt_adapter=prompts or PromptAdapterConfig(),
         )
         with monkeypatch.context() as patch:
             if device is not None:
@@ -178,6 +188,23 @@ def test_eager_steps_give_the_tokens_of_the_cpu(
     engine = TinyEngine(model, InterpretedDevice(), monkeypatch, enforce_eager=True)
     check(engine.run(requests_under_test(), ahead=True), expected)
     assert engine.device.num_replays == 0
+
+
+def test_captured_steps_with_prompts_have_the_bits_of_those_that_are_not(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt that is cut into steps, beside a request that is decoding."""
+    asked = [request(0, [7] * 5, max_tokens=7), request(1, [9, 8] * 13, max_tokens=2, temperature=0.9)]
+    replies = []
+    for is_eager in (False, True):
+        engine = TinyEngine(model, InterpretedDevice(), monkeypatch, batch_invariant=True, enforce_eager=is_eager)
+        scheduler = engine.scheduler(max_num_batched_tokens=8, max_num_prefill_tokens=8)
+        replies.append(engine.run(asked, scheduler=scheduler, ahead=True, per_step=1).replies)
+        graphs = engine.worker._runner._graphs
+        assert is_eager == (graphs is None)
+        if graphs is not None:
+            assert graphs.num_with_prompts > 0 and engine.device.num_replays > 2
+    assert replies[0] == replies[1]
 
 
 def test_a_finished_request_whose_step_ahead_was_in_vain_does_not_disturb_the_next_in_its_slot(
@@ -323,6 +350,8 @@ def test_a_model_with_an_encoder_gives_the_tokens_of_transformers(
     ]
     scheduler = engine.scheduler(max_num_batched_tokens=5, max_num_prefill_tokens=5)
     run = engine.run(asked, scheduler=scheduler, ahead=True)
+    graphs = engine.worker._runner._graphs
+    assert graphs is not None and graphs.num_with_prompts > 0 and engine.device.num_replays > 0
     for each in asked:
         ids, prompt = run.replies[each.request_id].token_ids, each.prompt_token_ids
         logits = logits_of(model, each.encoder_token_ids, [*prompt, *ids])
@@ -418,19 +447,22 @@ def test_prompts_with_sounds_give_the_tokens_of_the_cpu(tmp_path: Path, monkeypa
 def test_adapters_in_captured_steps_give_the_tokens_of_the_cpu(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They come and go, and one of them changes the vocabulary's matrices, which no captured step has a place for."""
+    """They come and go, and one of them changes the vocabulary's matrices, which no captured step has a place for;
+    another puts rows in front of prompts."""
     base = transformers.LlamaForCausalLM.from_pretrained(model)
     for number, key in enumerate("ab"):
         tensors = random_adapter(base, r".*_proj" if key == "a" else r".*(v_proj|lm_head)", 4, number)
         write_adapter(tmp_path / key, tensors, 4)
+    write_prompt_adapter(tmp_path / "p", 0.3 * torch.randn(5, 32))
     requests = [
-        msgspec.structs.replace(each, adapter=["", "a", "b", "a"][i % 4])
-        for i, each in enumerate(requests_under_test())
+        msgspec.structs.replace(each, adapter=key, num_virtual_tokens=5 if key == "p" else 0)
+        for each, key in zip(requests_under_test(), ["", "a", "p", "b", "a", "p"], strict=True)
     ]
     lora, replies = LoraConfig(enable_lora=True, max_loras=1, max_cpu_loras=2), {}
+    prompts = PromptAdapterConfig(enable_prompt_adapter=True, max_prompt_adapter_token=8)
     for device in (None, InterpretedDevice()):
-        engine = TinyEngine(model, device, monkeypatch, lora=lora)
-        for key in "ab":
+        engine = TinyEngine(model, device, monkeypatch, lora=lora, prompts=prompts)
+        for key in "abp":
             engine.worker.read_adapter(key, str(tmp_path / key))
         run = engine.run(requests, ahead=device is not None, per_step=1)
         if device is None:
@@ -450,8 +482,9 @@ def test_layers_that_see_pictures_beside_the_text_give_the_tokens_of_the_cpu(
         "vision_output_dim": 48,
     }
     make_mllama(tmp_path, vision, num_hidden_layers=2, cross_attention_layers=[1])
-    asked = [asking(0, [3, IMAGE, 4], [pixels(16, 16, 1)], max_tokens=2), asking(1, [3, 4], [], max_tokens=2)]
+    asked = [asking(0, [3, IMAGE, 4], [pixels(16, 16, 1)], max_tokens=6), asking(1, [3, 4], [], max_tokens=2)]
     expected = TinyEngine(tmp_path, None, monkeypatch).run(asked).replies
     engine = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch)
     scheduler = engine.scheduler(max_num_batched_tokens=4, max_num_prefill_tokens=4)
     check(engine.run(asked, scheduler=scheduler, ahead=True), expected)
+    assert engine.device.num_replays > 0  # when the one without pictures has ended

@@ -420,6 +420,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     adapter: str = ""  # key of the adapter that it runs with; "": none
     adapter_name: str = ""  # as it is served, for metrics
     adapter_path: str = ""
+    num_virtual_tokens: int = 0  # rows of a prompt adapter in front of the prompt
     tokenizer: Any = None  # `text.tokenizers.tokenizer.Tokenizer` of the adapter; None: the model's
     eos_token_ids: tuple[int, ...] = ()  # with it: the tokens that end a text
     trace_headers: tuple[tuple[str, str], ...] = ()  # traceparent and tracestate, as the caller sent them
@@ -432,8 +433,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Of the prompt, and of the encoder's input where there is one."""
-        return len(self.prompt_token_ids) + len(self.encoder_token_ids)
+        """Of the prompt with what an adapter puts in front of it, and of the encoder's input where there is one."""
+        return self.num_virtual_tokens + len(self.prompt_token_ids) + len(self.encoder_token_ids)
 
     @property
     def num_sequences(self) -> int:

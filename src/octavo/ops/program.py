@@ -6,12 +6,29 @@ or rewrite it (`triton.fuse`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from octavo.ops.operands import Buffer, Cache, State
-from octavo.ops.operations import Add, AddNorm, CacheOp, KeepRows, MergeRows, Norm, Op, StateOp
+from octavo.ops.operations import (
+    Add,
+    AddNorm,
+    Attend,
+    CacheOp,
+    CausalConv,
+    Experts,
+    HeadLinear,
+    KeepRows,
+    LatentAttend,
+    Linear,
+    MergeRows,
+    Norm,
+    Op,
+    SelectiveScan,
+    StateOp,
+)
 
 
 class ProgramError(Exception):
@@ -52,6 +69,25 @@ class Program:
         """By their index."""
         found = {op.state.index: op.state for op in self.ops if isinstance(op, StateOp)}
         return tuple(found[index] for index in sorted(found))
+
+    @property
+    def matrix_ops(self) -> int:
+        """Sums and products of its matrices for one row."""
+        values = 0
+        for op in self.ops:
+            if isinstance(op, Linear | HeadLinear | CausalConv):
+                values += math.prod(op.weight.shape)
+            elif isinstance(op, SelectiveScan) and len(op.a_log.shape) == 2:
+                values += math.prod(op.a_log.shape)
+            elif isinstance(op, Experts):
+                values += op.top_k * sum(math.prod(each.shape[1:]) for each in (op.gate_up_weight, op.down_weight))
+        return 2 * values
+
+    @property
+    def attention_ops(self) -> int:
+        """Sums and products of its attentions for one key that one row sees."""
+        attends = (op for op in self.ops if isinstance(op, Attend | LatentAttend))
+        return sum(op.cache.heads.ops_per_key for op in attends)
 
     def check(self) -> None:
         """Prove that the widths fit, that each buffer is written once and before it is used, and that no operation

@@ -106,6 +106,8 @@ class RequestStates:
         self.generation = np.zeros(max_num_seqs, np.int64)
 
         self.adapter_slots = np.full(max_num_seqs, -1, np.int32)
+        self.prompt_slots = np.full(max_num_seqs, -1, np.int64)
+        self.num_virtual_tokens = np.zeros(max_num_seqs, np.int64)  # of the prompt's, that read rows of an adapter
         self.temperature = np.zeros(max_num_seqs, np.float32)
         self.top_p = np.ones(max_num_seqs, np.float32)
         self.min_p = np.zeros(max_num_seqs, np.float32)
@@ -143,6 +145,8 @@ class RequestStates:
             self.encoder_tables[group, slot, : len(ids)] = ids
 
         self.adapter_slots[slot] = request.adapter_slot
+        self.prompt_slots[slot] = request.prompt_slot
+        self.num_virtual_tokens[slot] = request.num_virtual_tokens
         # A row that is shaped on the host is divided by its temperature and filtered before the device draws from it.
         drawn = SamplingParams() if params.shapes_rows else params
         self.temperature[slot] = 0.0 if params.greedy else drawn.temperature
@@ -178,9 +182,9 @@ class RequestStates:
             self.prompt_logprobs[slot] = params.prompt_logprobs
         penalties = None
         if params.penalises:
-            num_prompt = request.num_prompt_tokens
+            num_virtual, num_prompt = request.num_virtual_tokens, request.num_prompt_tokens
             tokens = self.token_ids[slot, : len(request.prompt_token_ids)]
-            penalties = PenaltyState(tokens[:num_prompt], tokens[num_prompt:])
+            penalties = PenaltyState(tokens[num_virtual:num_prompt], tokens[num_prompt:])
         mask = TokenMask.of(params, request.eos_token_ids, self.vocab_size)
         if penalties or mask or params.logit_bias or params.shapes_rows:
             self.special[slot] = SlotParams(params, mask, penalties, params.shapes_rows)
