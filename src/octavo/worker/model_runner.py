@@ -204,8 +204,7 @@ class ModelRunner:
             if len(host.logits_rows):
                 slots = None if batch.adapter_slots is None else batch.adapter_slots[rows]
                 logits = self._model.logits(hidden, slots)
-        if self._aligner is not None and states.alignments:
-            step.pooled = self._align(self._aligner, host)
+        step.pooled = self._align(host)
         if self._times_forward:
             step.forward_seconds = self._clock() - start
         step.logits, step.rows = logits, host.rows
@@ -283,9 +282,11 @@ class ModelRunner:
             hidden = hidden[rows]
         return pooler.of_step(self._states, host, hidden, is_last_rows=is_last_rows)
 
-    def _align(self, aligner: SpeechAligner, host: HostBatch) -> dict[int, bytes]:
+    def _align(self, host: HostBatch) -> dict[int, bytes]:
         """What comes of the slots that want an alignment and whose prompt is whole behind this step."""
-        states, made = self._states, {}
+        states, aligner, made = self._states, self._aligner, dict[int, bytes]()
+        if aligner is None or not states.alignments:
+            return made
         for slot in host.rows.slots.tolist():
             if (wanted := states.alignments.get(slot)) is None:
                 continue
