@@ -87,6 +87,8 @@ def test_a_capture_that_fails_costs_its_size_the_graph_and_nothing_else(caplog: 
         ({"slots": np.array([0, 1]), "num_decodes": 2, "logits_rows": np.array([0, 1])}, "too many sequences"),
         ({"slots": np.array([1, 1]), "num_decodes": 2, "logits_rows": np.array([0, 1])}, "drafts"),
         ({"seq_lens": np.array([9], np.int32)}, "contexts too long"),
+        ({"virtual": (np.zeros(1, np.int64),) * 3}, "prompt adapter"),
+        ({"muted_rows": np.zeros(1, np.int64)}, "text without pictures"),
     ],
 )
 def test_a_step_that_is_not_captured_says_why(changes: dict[str, Any], reason: str) -> None:

@@ -148,6 +148,8 @@ class StepGraphs:
             return "prompt"
         if host.muted_rows is not None:
             return "text without pictures"
+        if host.virtual is not None:
+            return "prompt adapter"
         if host.adapter_slots is not None and not self._is_plain(host.adapter_slots):
             return "adapter of the vocabulary"
         if _width(host) > self._sizes[-1]:

@@ -172,8 +172,6 @@ class ModelRunner:
         step.graph = self._no_graphs if self._graphs is None else self._graphs.last
         if captured is not None:
             logits, step.row_tensors = captured
-            if not len(logits):  # parts of prompts alone
-                logits = None
         else:
             batch, rows, step.row_tensors = self._upload(host)
             if host.position_parts is not None:
@@ -364,7 +362,7 @@ class ModelRunner:
     def _sample(self, step: RunningStep, masks: TokenMasks | None) -> None:
         logits, rows, tensors = step.logits, step.rows, step.row_tensors
         step.logits = step.rows = step.row_tensors = None
-        if logits is None or rows is None or tensors is None:
+        if logits is None or rows is None or tensors is None or not len(rows.slots):  # parts of prompts alone
             return
         step.tokens = self._sampler.sample(logits, self._states, rows, masks, tensors.draw_positions)
         plain = rows.plain
