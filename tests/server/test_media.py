@@ -462,6 +462,13 @@ def test_such_a_model_is_not_told_how_many_it_takes() -> None:
         media_reader(None, ServerConfig(limit_mm_per_prompt='{"image": 2}'))
 
 
+def test_more_pictures_than_the_model_takes_of_a_request_cannot_be_allowed() -> None:
+    assert media_reader(FakeProcessor(), ServerConfig(limit_mm_per_prompt='{"image": 4}'), 4) is not None
+    assert media_reader(FakeProcessor(), ServerConfig(limit_mm_per_prompt='{"image": 5}')) is not None
+    with pytest.raises(InvalidConfig, match="limit-mm-per-prompt: image=5 .* at most 4"):
+        media_reader(FakeProcessor(), ServerConfig(limit_mm_per_prompt='{"image": 5}'), 4)
+
+
 # ---------------------------------------------------------------- beside the replies
 def test_tokens_are_counted_with_their_media() -> None:
     server = seeing()

@@ -83,9 +83,16 @@ def refuse_media(messages: Messages, options: MediaOptions) -> None:
                 raise InvalidRequest(part.refusal, part.place)
 
 
-def media_reader(processor: AnyProcessor | None, config: MediaConfig) -> MediaReader | None:
-    """None for a model that takes text only. Raises `InvalidConfig` where that was told how many media it takes."""
+def media_reader(processor: AnyProcessor | None, config: MediaConfig, most_items: int = 0) -> MediaReader | None:
+    """None for a model that takes text only. `most_items`: that the model takes of a request; 0: as many as fit.
+
+    Raises `InvalidConfig` where `config` allows more.
+    """
     if processor is not None:
+        if 0 < most_items < (most := media_limits(config)["image"]):
+            raise InvalidConfig(
+                f"--limit-mm-per-prompt: image={most} is more than the model takes: at most {most_items} of a request"
+            )
         return MediaReader(processor, config)
     if config.limit_mm_per_prompt is not None and any(json.loads(config.limit_mm_per_prompt).values()):
         raise InvalidConfig("--limit-mm-per-prompt: this model takes text only")
