@@ -110,6 +110,8 @@ def test_marks_stand_around_a_sound_whether_the_template_knows_sounds_or_not() -
     theirs = Qwen2AudioProcessor.default_chat_template.fget(None)
     plain = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     for template, before in ((theirs, "Audio 1: "), (plain, "")):
-        shown = render_conversation(ChatTemplate(template, {}), messages, "auto", media=text.shown)
+        shown = render_conversation(
+            ChatTemplate(template, {}), messages, "auto", media=text.placeholders, shown_media=text.shown
+        )
         expanded = text.expanded(shown, [Mark("audio", media)], "messages")
         assert f"<|im_start|>user\n{before}{around}What?<|im_end|>\n" in expanded

@@ -1,14 +1,18 @@
-"""Texts in which media stand in front by themselves, and what ends them."""
+"""Texts in which media stand in front by themselves, what stands around them, and what ends them."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from octavo.base.config import ServerConfig
 from octavo.base.errors import CheckpointError, InvalidRequest
 from octavo.base.media import PreparedMedia
+from octavo.served.media import MediaReader
 from octavo.served.media_text import Mark, MediaText
 from octavo.text.media.table import media_processor
+from octavo.text.templates.chat_template import ChatTemplate
+from octavo.text.templates.conversation import render_conversation
 
 TOKENS = {"|SPEAKER|": 71011, "<0x04>": 12}
 
@@ -53,3 +57,22 @@ def test_fuyu_shows_lines_of_whole_patches_and_begins_answers_behind_a_token() -
     assert media.text == f"{'|SPEAKER|' * 3}|NEWLINE|" * 2 + "<s>" and media.rows == 6
     assert processor.image(np.zeros((2160, 1000, 3), np.uint8), {}).rows == 36 * 17
     assert processor.end_ids == (12,)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "expected"),
+    [
+        ("Qwen2VL", "image", "<|vision_start|><|image_pad|><|vision_end|>"),
+        ("Qwen2_5_VL", "video", "<|vision_start|><|video_pad|><|vision_end|>"),
+        ("Qwen3VL", "video", "<|vision_start|><|video_pad|><|vision_end|>"),
+        ("Glm4v", "image", "<|begin_of_image|><|image|><|end_of_image|>"),
+    ],
+)
+def test_marks_stand_around_a_medium_before_a_template_that_knows_none(family: str, kind: str, expected: str) -> None:
+    own = media_processor({"architectures": [f"{family}ForConditionalGeneration"]}, {}, {"<|video_pad|>": 9}.get)
+    assert own is not None
+    text = MediaReader(own, ServerConfig()).text
+    messages = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": "What?"}]}]
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", {})
+    shown = render_conversation(template, messages, "auto", media=text.placeholders, shown_media=text.shown)
+    assert shown == f"{expected}\nWhat?"

@@ -132,13 +132,18 @@ class MediaReader:
             self._videos = None  # a vocabulary without the token: frames are images
         if self._videos is not None:
             placeholders["video"] = (self._videos.video_placeholder, self._videos.video_placeholder_id)
-        shown = {"audio": mark} if (mark := getattr(processor, "audio_mark", None)) else {}
+        marks = {kind: getattr(processor, f"{kind}_mark", None) for kind in placeholders}
         self.text = MediaText(
             placeholders,
-            shown=shown,
+            shown={kind: mark for kind, mark in marks.items() if mark is not None},
             brings_bos=getattr(processor, "brings_bos", False),
             end_ids=getattr(processor, "end_ids", ()),
         )
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Of media that the model reads, and that requests may bring."""
+        return frozenset(kind for kind in self.text.placeholders if self._limits[kind])
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -21,6 +21,8 @@ _MOST_PATCHES_A_SIDE: Final = 4096
 #: From the places of patches and the side of a table to rows of it, and how much each counts.
 Mixed = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 QWEN_IMAGE: Final = "<|image_pad|>"
+#: Of Qwen, what templates write around the placeholder of a medium.
+QWEN_MARKS: Final = ("<|vision_start|>", "<|vision_end|>")
 
 
 def mixed_linearly(places: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,7 +61,8 @@ class Qwen2VLProcessor:
 
     `window`: rows along a side of what layers with windows see of a picture at once; 0: there are none.
     `table_side`: of a table of learned positions, which are mixed for other sizes; 0: there is none. `mixed`: in which
-    way. `placeholder`: the text of its token. `grows`: sides below that of a square are brought to it before others.
+    way. `placeholder`: the text of its token; `marks`: what templates write around it. `grows`: sides below that of a
+    square are brought to it before others.
     """
 
     def __init__(
@@ -73,9 +76,11 @@ class Qwen2VLProcessor:
         table_side: int = 0,
         mixed: Mixed = mixed_linearly,
         placeholder: str = QWEN_IMAGE,
+        marks: tuple[str, str] = QWEN_MARKS,
         grows: bool = False,
     ) -> None:
         self._grows = grows
+        self.image_mark = placeholder.join(marks)
         self.placeholder, self.placeholder_id = placeholder, placeholder_id
         self._mixed = mixed
         self._window, self._table_side = window, table_side

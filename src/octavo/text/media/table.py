@@ -178,6 +178,7 @@ def _glm4v(
         mixed=mixed_by_cubics,
         grows=True,
         placeholder=placeholder,
+        marks=("<|begin_of_image|>", "<|end_of_image|>"),
     )
 
 
