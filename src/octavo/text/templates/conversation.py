@@ -138,7 +138,7 @@ def _is_mark(part: object) -> bool:
 
 
 def _with_placeholders(parts: Sequence[str | _Mark], form: _Form) -> list[str | _Mark]:
-    """Texts alone: a medium stands on a line of its own, before the text, as the models were trained; but where the text
+    """Texts alone: a medium stands on its own line, before the text, as the models were trained; but where the text
     has placeholders, its author has chosen their places."""
     texts = [part for part in parts if not isinstance(part, _Mark)]
     kinds = [part.kind for part in parts if isinstance(part, _Mark)]
