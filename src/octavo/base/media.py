@@ -82,7 +82,7 @@ class MediaItem(msgspec.Struct, array_like=True, frozen=True, gc=False):
         if 0 <= self.offset + steps * self.time_step < max_positions:
             return None
         return (
-            f"A video's last frames stand at position {self.offset + steps * self.time_step:g} in time, and the context "
+            f"A video's last frames are at position {self.offset + steps * self.time_step:g} in time, and the context "
             f"has {max_positions}: show a part of it."
         )
 

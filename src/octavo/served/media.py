@@ -83,8 +83,11 @@ def refuse_media(messages: Messages, options: MediaOptions) -> None:
                 raise InvalidRequest(part.refusal, part.place)
 
 
-def media_reader(processor: AnyProcessor | None, config: MediaConfig, most_items: int = 0) -> MediaReader | None:
+def media_reader(
+    processor: AnyProcessor | None, config: MediaConfig, *, most_items: int = 0, rows_width: int = 0
+) -> MediaReader | None:
     """None for a model that takes text only. `most_items`: that the model takes of a request; 0: as many as fit.
+    `rows_width`: of rows that are ready; 0: it takes none.
 
     Raises `InvalidConfig` where `config` allows more.
     """
@@ -93,7 +96,7 @@ def media_reader(processor: AnyProcessor | None, config: MediaConfig, most_items
             raise InvalidConfig(
                 f"--limit-mm-per-prompt: image={most} is more than the model takes: at most {most_items} of a request"
             )
-        return MediaReader(processor, config)
+        return MediaReader(processor, config, rows_width=rows_width)
     if config.limit_mm_per_prompt is not None and any(json.loads(config.limit_mm_per_prompt).values()):
         raise InvalidConfig("--limit-mm-per-prompt: this model takes text only")
     return None
@@ -107,11 +110,13 @@ class MediaReader:
         processor: AnyProcessor,
         config: MediaConfig,
         *,
+        rows_width: int = 0,
         fetcher: Fetcher | None = None,
         decoder: MediaDecoder | None = None,
     ) -> None:
         self.processor = processor
         self.stats = MediaStats()
+        self._rows_width = rows_width
         self._config = config
         self._limits = media_limits(config)
         self._io = media_io(config.media_io_kwargs)
@@ -263,8 +268,7 @@ class MediaReader:
 
     async def _made(self, part: MediaPart, blobs: list[bytes], settled: _Settled) -> Pieces:
         if part.kind == "embeds":
-            assert self._pictures is not None  # else the part was refused
-            return [Mark("image", await self._in_thread(_embeds, blobs[0], self._pictures, part.param))]
+            return [Mark("image", await self._in_thread(self._embeds, blobs[0], part.param))]
         started = time.monotonic()
         decoded = await self._decoded(part, blobs, settled)
         now = time.monotonic()
@@ -310,6 +314,12 @@ class MediaReader:
             return pieces
         except InvalidRequest as exc:
             raise InvalidRequest(exc.message, exc.param or part.param) from None
+
+    def _embeds(self, data: bytes, param: str) -> PreparedMedia:
+        from octavo.served import media_values
+
+        assert self._pictures is not None  # else the part was refused
+        return media_values.embeds(data, self._pictures, self._rows_width, param)
 
     def _image(self, size: Mapping[str, int], rgb: bytes, options: Mapping[str, Any]) -> Mark:
         assert self._pictures is not None  # else the part was refused
@@ -385,12 +395,6 @@ def _decoded_values(part: MediaPart, blobs: list[bytes]) -> dict[str, Any]:
     from octavo.served import media_values
 
     return media_values.decoded(blobs)
-
-
-def _embeds(data: bytes, processor: MediaProcessor, param: str) -> PreparedMedia:
-    from octavo.served import media_values
-
-    return media_values.embeds(data, processor, param)
 
 
 async def _all(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -61,7 +61,11 @@ class InternVLProcessor:
             "levels": self._levels,
         }
         rows = len(tiles) * (columns // self._merge) ** 2
-        return images.prepared("image", arrays, rows, f"<img>{self.placeholder * rows}</img>")
+        return images.prepared("image", arrays, rows, self.rows_text(rows))
+
+    def rows_text(self, rows: int) -> str:
+        """As `processor.RowsProcessor`."""
+        return f"<img>{self.placeholder * rows}</img>"
 
 
 def _grid(height: int, width: int, side: int, least: int, most: int) -> tuple[int, int]:

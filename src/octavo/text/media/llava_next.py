@@ -72,7 +72,11 @@ class LlavaNextProcessor:
             "levels": self._levels,
             "order": order,
         }
-        return images.prepared("image", arrays, len(order), self.placeholder * len(order))
+        return images.prepared("image", arrays, len(order), self.rows_text(len(order)))
+
+    def rows_text(self, rows: int) -> str:
+        """As `processor.RowsProcessor`."""
+        return self.placeholder * rows
 
     def _order(self, height: int, width: int, lines: int, columns: int) -> np.ndarray:
         """Of the rows of all tiles, int32: the whole picture, then the others as lines of one, without what only bars

@@ -66,7 +66,11 @@ class Phi3VProcessor:
             "levels": self._levels,
             "order": order,
         }
-        return images.prepared("image", arrays, len(order), self.row_text * len(order) + self._opening)
+        return images.prepared("image", arrays, len(order), self.rows_text(len(order)))
+
+    def rows_text(self, rows: int) -> str:
+        """As `processor.RowsProcessor`."""
+        return self.row_text * rows + self._opening
 
     def _tiled(self, pixels: np.ndarray, count: int) -> np.ndarray:
         """As wide as most tiles in a line allow, `count` in all, with white bars that make the lines whole; a high one

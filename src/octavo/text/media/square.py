@@ -77,8 +77,12 @@ class SquareProcessor:
     @property
     def picture_text(self) -> str:
         """What stands for one picture."""
+        return self.rows_text(self._num_rows)
+
+    def rows_text(self, rows: int) -> str:
+        """As `processor.RowsProcessor`."""
         before, behind = self._around
-        return f"{before}{self.row_text * self._num_rows}{behind}"
+        return f"{before}{self.row_text * rows}{behind}"
 
     def pictures(self, parts: Sequence[np.ndarray], text: str) -> PreparedMedia:
         """An image that the tower sees as several pictures. `text`: with a `picture_text` for each."""
