@@ -57,15 +57,19 @@ class Seeing:
     either_way: str = ""  # `Layout.either_way`, of the text part
     interleaved: bool = False  # `Layout.interleaved`, of the tower
     #: From a whole configuration to that of the text part, where it does not stand under `text_config` alone.
-    text_config: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None
+    text_config: Callable[[dict[str, Any]], Any] | None = None
 
 
 SEEING: Final[dict[str, Seeing]] = {
     "LlavaForConditionalGeneration": Seeing(llava.tower, llava.HF),
     "Idefics3ForConditionalGeneration": Seeing(idefics3.tower, idefics3.HF),
     "SmolVLMForConditionalGeneration": Seeing(idefics3.tower, idefics3.HF),
-    "Qwen2VLForConditionalGeneration": Seeing(qwen2_vl.tower, qwen2_vl.HF, (QKV,), qwen2_vl.text),
-    "Qwen2_5_VLForConditionalGeneration": Seeing(qwen2_vl.tower_2_5, qwen2_vl.HF, (QKV,), qwen2_vl.text),
+    "Qwen2VLForConditionalGeneration": Seeing(
+        qwen2_vl.tower, qwen2_vl.HF, (QKV,), qwen2_vl.text, text_config=qwen2_vl.text_config
+    ),
+    "Qwen2_5_VLForConditionalGeneration": Seeing(
+        qwen2_vl.tower_2_5, qwen2_vl.HF, (QKV,), qwen2_vl.text, text_config=qwen2_vl.text_config
+    ),
     "Qwen3VLForConditionalGeneration": Seeing(qwen3_vl.tower, qwen3_vl.HF, (QKV,), qwen3_vl.text),
     "Qwen3VLMoeForConditionalGeneration": Seeing(
         qwen3_vl.tower, qwen3_vl.HF, (QKV,), qwen3_vl.text, either_way=qwen3_vl.EXPERTS
@@ -89,13 +93,18 @@ SEEING: Final[dict[str, Seeing]] = {
     "MiniCPMV4_6ForConditionalGeneration": Seeing(minicpm_v.tower_4_6, minicpm_v.HF_4_6),
     "Phi3VForCausalLM": Seeing(phi3_v.tower, phi3_v.HF, text_config=phi3_v.text_config),
     "PaliGemmaForConditionalGeneration": Seeing(
-        gemma3_vision.paligemma, gemma3_vision.PALIGEMMA_HF, text=gemma3_vision.text
+        gemma3_vision.paligemma,
+        gemma3_vision.PALIGEMMA_HF,
+        text=gemma3_vision.text,
+        text_config=gemma3_vision.paligemma_text_config,
     ),
     "LlavaNextForConditionalGeneration": Seeing(llava.next_tower, llava.HF_NEXT),
     "Llama4ForConditionalGeneration": Seeing(llama4_vision.tower, llama4_vision.HF, interleaved=True),
     "MllamaForConditionalGeneration": Seeing(mllama_vision.tower, mllama_vision.HF, text=mllama.seeing),
-    "FuyuForCausalLM": Seeing(fuyu.tower, fuyu.HF),
-    "ChameleonForConditionalGeneration": Seeing(chameleon_vision.tower, chameleon_vision.HF),
+    "FuyuForCausalLM": Seeing(fuyu.tower, fuyu.HF, text_config=fuyu.text_config),
+    "ChameleonForConditionalGeneration": Seeing(
+        chameleon_vision.tower, chameleon_vision.HF, text_config=chameleon_vision.text_config
+    ),
     "Blip2ForConditionalGeneration": Seeing(blip2.tower, blip2.HF, (QKV,)),
     # These hear.
     "UltravoxModel": Seeing(ultravox.tower, ultravox.HF, (ultravox.GATED,)),
@@ -160,14 +169,8 @@ _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
 
 def text_part(config: dict[str, Any]) -> dict[str, Any] | None:
     """The configuration of the text part of a model that also sees; None for other models, which are all text."""
-    names, text = config.get("architectures"), config.get("text_config")
-    if (
-        names in (["Qwen2VLForConditionalGeneration"], ["Qwen2_5_VLForConditionalGeneration"]) and text is None
-    ):  # older files have both parts in one
-        text = {key: value for key, value in config.items() if key != "vision_config"} | {"model_type": "qwen2_vl_text"}
-    if text is None and names in (["FuyuForCausalLM"], ["ChameleonForConditionalGeneration"]):
-        text = {**config, "model_type": "persimmon" if names == ["FuyuForCausalLM"] else "chameleon"}
-    seeing = SEEING.get(str(names[0])) if isinstance(names, list) and len(names) == 1 else None
+    names, seeing = config.get("architectures"), _seeing(config)
+    text = config.get("text_config")
     if seeing is not None and seeing.text_config is not None:
         text = seeing.text_config(config)
     if not isinstance(names, list) or not _WITH_TEXT.intersection(map(str, names)) or not isinstance(text, dict):
@@ -175,8 +178,6 @@ def text_part(config: dict[str, Any]) -> dict[str, Any] | None:
     kept = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
     defaults = _TEXT_DEFAULTS.get(str(text.get("model_type")), {})
     kind = _TEXT_TYPES.get(str(text.get("model_type")), text.get("model_type"))
-    if "PaliGemmaForConditionalGeneration" in names:  # that prompts see all of themselves is told by its tower
-        text = {**text, "use_bidirectional_attention": False}
     # What a model has as a whole, its text part may tell otherwise by a default of its own.
     return {**defaults, **text, **kept, "model_type": kind, "architectures": None}
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from octavo.models.blocks import MLP, Attention, GatedMLP, Sandwich, Sequential
 from octavo.models.common import read_activation
-from octavo.models.config_reader import MAX_HEAD_DIM, MAX_LAYERS, ConfigReader
+from octavo.models.config_reader import MAX_HEAD_DIM, MAX_LAYERS, MAX_SIZE, ConfigReader
 from octavo.models.spec import ModelSpec, NormSpec, ProjectorSpec, RopeSpec, TowerSpec
 from octavo.models.tower import ROOM
 from octavo.ops.operands import Heads
@@ -45,7 +45,10 @@ _NORM: Final = NormSpec(eps=1e-6, kind="layer", bias=True)
 def tower(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[str, ...]]:
     vision = config.section("vision_config").with_defaults(dict(_DEFAULTS))
     width = vision.integer("embed_dim")
-    mlp = MLP(size=int(width * vision.number("mlp_ratio")), activation=read_activation(vision), bias=True)
+    size = width * vision.number("mlp_ratio")
+    if size > MAX_SIZE:
+        raise vision.fail("mlp_ratio", f"makes more than {MAX_SIZE} columns")
+    mlp = MLP(size=int(size), activation=read_activation(vision), bias=True)
     return any_size(vision, width, _NORM, mlp), ()
 
 
@@ -57,6 +60,14 @@ def tower_2_5(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[s
     if not isinstance(whole, list) or not all(type(each) is int for each in whole):
         raise vision.fail("fullatt_block_indexes", "is not a list of numbers of layers")
     return replace(made, windowed=frozenset(range(len(made.layers))) - frozenset(whole)), ()
+
+
+def text_config(config: dict[str, Any]) -> Any:
+    """Older files have both parts in one."""
+    if (found := config.get("text_config")) is not None:
+        return found
+    own = {key: value for key, value in config.items() if key != "vision_config"}
+    return {**own, "model_type": "qwen2_vl_text"}
 
 
 def any_size(
