@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
+from octavo.base.errors import CheckpointError
 from octavo.base.media import MediaKind, MediaTensor, PreparedMedia, media_digest
 
 #: Of most towers.
@@ -166,6 +167,8 @@ def levels(
             np.broadcast_to(np.array(settings.get(key) or default, np.float32), 3)
             for key, default in (("image_mean", mean), ("image_std", std))
         )
+        if not found_std.all():
+            raise CheckpointError(f"The image processor's `image_std` is {found_std.tolist()}: nothing divides by 0.")
         found = rounded(rounded(found - found_mean[:, None]) / found_std[:, None])
     return found
 
