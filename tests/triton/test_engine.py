@@ -18,7 +18,7 @@ from models.test_early_towers import CASES as EARLY
 from models.test_early_towers import EarlyCase
 from models.test_sound_towers import Case as SoundCase
 from models.test_sound_towers import sound
-from models.test_towers import Case, pixels
+from models.towers import Case
 from octavo.base.config import CacheConfig, EngineConfig, LoraConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from octavo.base.errors import InvalidConfig
 from octavo.base.params import SamplingParams
@@ -29,6 +29,7 @@ from octavo.worker import worker as worker_module
 from octavo.worker.worker import Worker
 from support.adapters import random_adapter, write_adapter
 from support.interpreted_device import InterpretedDevice
+from support.pictures import pixels
 from support.tiny_bart import logits_of, make_bart, random_ids
 from support.tiny_mllama import IMAGE, asking, make_mllama
 
