@@ -19,8 +19,9 @@ from models.tower_cases import IMAGE
 from models.towers import Case
 from octavo.base.errors import InvalidRequest
 from octavo.base.media import MediaItem, PreparedMedia, place_media
+from octavo.text.media.files import video_settings
 from octavo.text.media.qwen_video import QwenVideoProcessor
-from octavo.text.media.table import media_processor, video_settings
+from octavo.text.media.table import media_processor
 from support.pictures import pixels
 
 VIDEO = 91

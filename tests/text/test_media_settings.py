@@ -8,7 +8,8 @@ import pytest
 
 from octavo.base.errors import CheckpointError
 from octavo.launch.media import tried
-from octavo.text.media.table import image_settings, media_processor
+from octavo.text.media.files import image_settings
+from octavo.text.media.table import media_processor
 from support.pictures import IDS, square
 
 

@@ -10,7 +10,8 @@ import pytest
 from octavo.base.errors import CheckpointError, InvalidRequest
 from octavo.base.media import MediaTensor
 from octavo.served.media_text import Mark, MediaText
-from octavo.text.media.sound_table import sound_processor, sound_settings
+from octavo.text.media.files import sound_settings
+from octavo.text.media.sound_table import sound_processor
 from octavo.text.media.sounds import SoundProcessor
 from octavo.text.templates.chat_template import ChatTemplate
 from octavo.text.templates.conversation import render_conversation

@@ -28,8 +28,9 @@ def load_processor(config: ModelConfig, info: EngineInfo, tokenizer: Tokenizer) 
     if not info.media_kinds:
         return None
     # With numpy, which a server of text need not load.
-    from octavo.text.media.sound_table import sound_processor, sound_settings
-    from octavo.text.media.table import OPENING, image_settings, media_processor, video_settings
+    from octavo.text.media.files import OPENING, image_settings, sound_settings, video_settings
+    from octavo.text.media.sound_table import sound_processor
+    from octavo.text.media.table import media_processor
 
     values: Mapping[str, Any]
     video: Mapping[str, Any] | None = None
