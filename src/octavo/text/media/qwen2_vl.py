@@ -108,16 +108,12 @@ class Qwen2VLProcessor:
 
     def _checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Options of pictures and videos alike, as a request may bring both. Raises InvalidRequest."""
-        for name, value in options.items():
-            is_bound = name in ("min_pixels", "max_pixels") and type(value) is int and 0 < value <= _LIMIT
-            is_rate = name == "fps" and type(value) in (int, float) and 0 < value <= _MOST_RATE
-            if not is_bound and not is_rate and name != "detail":
-                raise InvalidRequest(
-                    f"The model's image processor has no option `{name}` with this value. It has `min_pixels` and "
-                    f"`max_pixels` (1 to {_LIMIT}), and of videos `fps`, the frames a second (above 0, at most "
-                    f"{_MOST_RATE}).",
-                    "mm_processor_kwargs",
-                )
+        images.check_options(
+            options,
+            _is_option,
+            f"`min_pixels` and `max_pixels` (1 to {_LIMIT}), and of videos `fps`, the frames a second (above 0, at "
+            f"most {_MOST_RATE})",
+        )
         return options
 
     def _arrays(self, found: np.ndarray, places: np.ndarray, levels: np.ndarray) -> dict[str, np.ndarray]:
@@ -163,6 +159,12 @@ class Qwen2VLProcessor:
         longest = _MOST_PATCHES_A_SIDE * self._patch_size
         if max(height, width) > longest:
             raise InvalidRequest(f"A side of an image has at most {longest} pixels behind its resizing.", "image")
+
+
+def _is_option(name: str, value: Any) -> bool:
+    if name == "fps":
+        return type(value) in (int, float) and 0 < value <= _MOST_RATE
+    return name in ("min_pixels", "max_pixels") and type(value) is int and 0 < value <= _LIMIT
 
 
 def _windows(lines: int, columns: int, side: int) -> tuple[np.ndarray, np.ndarray]:
