@@ -1,9 +1,10 @@
 """What is in front of the engine, at the speed of a GPU: the HTTP server and `octavo.LLM`, on an engine that only keeps
 time. Its steps last as long as is said, its tokens mean nothing; all else is what it always is.
 
-    python bench/front.py MODEL_DIR [--streams 256] [--input-len 128] [--output-len 128] [--step-ms 2.5]
+    python bench/front.py MODEL_DIR [--streams 256] [--input-len 128] [--output-len 128] [--step-ms 2.5] [--processes 2]
 
-Tells tokens a second through both, as shares of what the engine could make, and microseconds of CPU for each token.
+Tells tokens a second through both, as shares of what the engine could make, and microseconds of CPU for each token;
+over HTTP with one API process, and with `--processes`. The engine and the load take cores too.
 """
 
 from __future__ import annotations
@@ -104,22 +105,27 @@ def offline(args: argparse.Namespace) -> tuple[float, float]:
     return max(rates[1:])
 
 
-def over_http(args: argparse.Namespace) -> tuple[dict[str, Any], float]:
-    """The figures of `octavo bench serve`, and CPU seconds a token of the server's process."""
+def api_seconds(pid: int) -> float:
+    """CPU seconds of a server's API processes."""
+    server = psutil.Process(pid)
+    processes = [each for each in server.children() if "octavo.launch.api_process" in each.cmdline()] or [server]
+    return sum(times.user + times.system for times in (each.cpu_times() for each in processes))
+
+
+def over_http(args: argparse.Namespace, num_processes: int) -> tuple[dict[str, Any], float]:
+    """The figures of `octavo bench serve`, and CPU seconds a token of the API processes."""
     port = free_port()
     command = [sys.executable, __file__, SERVER, "serve", args.model, "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--max-num-seqs", str(args.streams)]
+    command += ["--max-num-seqs", str(args.streams), "--api-server-count", str(num_processes)]
     with tempfile.TemporaryDirectory() as directory, running("octavo", command, port) as server:
-        process = psutil.Process(server.pid)
         file = Path(directory) / "figures.json"
         load = [sys.executable, "-m", "octavo", "bench", "serve", "--url", server.url, "--no-progress"]
         load += ["--max-concurrency", str(args.streams), "--num-prompts", str(args.requests), "--json", str(file)]
         load += ["--random-input-len", str(args.input_len), "--random-output-len", str(args.output_len)]
-        before = process.cpu_times()
+        before = api_seconds(server.pid)
         subprocess.run(load, check=True, stdout=subprocess.DEVNULL)
-        after = process.cpu_times()
+        cpu = api_seconds(server.pid) - before
         (figures,) = json.loads(file.read_text())["levels"]
-    cpu = after.user + after.system - before.user - before.system
     return figures, cpu / (args.requests * args.output_len)
 
 
@@ -131,18 +137,21 @@ def main() -> None:
     parser.add_argument("--input-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=128)
     parser.add_argument("--step-ms", type=float, default=2.5)
+    parser.add_argument("--processes", type=int, default=2, help="API processes, beside one")
     args = parser.parse_args()
     os.environ[STEP_SECONDS] = str(args.step_ms / 1000)
     engine_process.ENGINE_COMMAND = (sys.executable, __file__, ENGINE)
     limit = args.streams / args.step_ms * 1000
     rate, cpu = offline(args)
     print(f"LLM.generate: {rate:,.0f} tok/s, {rate / limit:.0%} of the engine's decoding; {1e6 * cpu:.1f} us a token")
-    figures, cpu = over_http(args)
-    served = figures["output_tok_s"]
-    print(
-        f"HTTP: {served:,.0f} tok/s, {served / rate:.0%} of LLM.generate; {1e6 * cpu:.1f} us a token; "
-        f"TTFT p50 {figures['ttft_ms']['median']:.0f} ms, ITL p50 {figures['itl_ms']['median']:.1f} ms"
-    )
+    for num_processes in dict.fromkeys((1, args.processes)):
+        figures, cpu = over_http(args, num_processes)
+        served = figures["output_tok_s"]
+        print(
+            f"HTTP, {num_processes} API process(es): {served:,.0f} tok/s, {served / rate:.0%} of LLM.generate; "
+            f"{1e6 * cpu:.1f} us a token; TTFT p50 {figures['ttft_ms']['median']:.0f} ms, "
+            f"ITL p50 {figures['itl_ms']['median']:.1f} ms"
+        )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from support.server_fakes import MODEL, Server, engine_info, make_server
+from octavo.base.errors import ServerError
+from support.server_fakes import MODEL, Family, Server, engine_info, make_server
 
 KEY = {"authorization": "Bearer boss"}
 MESSAGES = [{"role": "user", "content": "a"}]
@@ -114,3 +115,30 @@ def test_what_an_adapter_has_beyond_the_model_is_for_its_requests_alone(paths: d
         assert server.post("/v1/completions", body).status == expected
     body = {"model": "long", "prompt": [new + 1], "max_tokens": 5}
     assert server.post("/v1/completions", body).status == 400
+
+
+def test_an_adapter_comes_and_goes_in_all_processes_under_one_key(paths: dict[str, str]) -> None:
+    servers = [make_server(takes_adapters=True, admin_api_key="boss", siblings=each) for each in Family(2).members]
+    one, other = servers
+    assert load(one, "sql", paths["sql"]).status == 200
+    assert one.engine.adapters == other.engine.adapters and len(one.engine.adapters) == 1
+    assert [server.complete(model="sql").status for server in servers] == [200, 200]
+    assert "is taken" in load(other, "sql", paths["sql"]).error["message"]
+    (key,) = one.engine.adapters
+    assert load(other, "sql", paths["sql"], load_inplace=True).status == 200
+    assert one.engine.adapters == other.engine.adapters and key not in one.engine.adapters
+    assert other.post("/v1/unload_lora_adapter", {"lora_name": "sql"}, KEY).status == 200
+    assert [server.complete(model="sql").status for server in servers] == [404, 404]
+    assert one.engine.adapters == other.engine.adapters == {}
+
+
+def test_an_adapter_that_one_process_cannot_serve_is_served_by_none(paths: dict[str, str]) -> None:
+    one, other = (make_server(takes_adapters=True, admin_api_key="boss", siblings=each) for each in Family(2).members)
+
+    async def refuse(key: str, path: str) -> None:
+        raise ServerError("there is not enough memory")
+
+    other.engine.load_adapter = refuse  # type: ignore[method-assign]
+    assert "not enough memory" in load(one, "sql", paths["sql"]).error["message"]
+    assert one.engine.adapters == {} and one.complete(model="sql").status == 404
+    assert load(one, "damaged", paths["damaged"]).status == 400

@@ -9,7 +9,7 @@ import pytest
 
 import octavo
 from octavo.base.errors import Aborted, EngineDead
-from support.server_fakes import MODEL, Server, answer, drive, make_server
+from support.server_fakes import MODEL, Family, Server, answer, drive, make_server
 
 KEY = {"authorization": "Bearer boss"}
 
@@ -164,3 +164,14 @@ def test_a_request_whose_prompt_is_still_being_made_is_ended_too() -> None:
         assert server.engine.requests == []
 
     asyncio.run(scenario())
+
+
+def test_a_profile_is_the_servers_and_not_a_processs() -> None:
+    one, other = (
+        make_server(admin_api_key="boss", profiler_dir="/profiles", siblings=each) for each in Family(2).members
+    )
+    assert one.post("/start_profile", b"", KEY).status == 200
+    assert other.post("/start_profile", b"", KEY).error["message"].startswith("A profile is being recorded already")
+    other.engine.profiles.append(("/profiles", True))
+    assert other.post("/stop_profile", b"", KEY).status == 200
+    assert one.post("/stop_profile", b"", KEY).error["message"].startswith("No profile is being recorded")

@@ -16,6 +16,7 @@ from octavo.base.config import LogprobsMode, ModelConfig, ServerConfig
 from octavo.base.errors import InvalidRequest, ServerError
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.client.generation import CompletionDelta, GenerationDelta, OpenSequence
+from octavo.client.siblings import Locks, NoSiblings, Offer, Siblings, numbers_of
 from octavo.client.sleep_mode import SleepMode
 from octavo.served.adapters import Adapters
 from octavo.served.media import MediaReader
@@ -249,6 +250,29 @@ def engine_info(**changes: Any) -> EngineInfo:
     return EngineInfo(**{**values, **changes})
 
 
+class Family:
+    """Processes of one server that are all in this one. Its members are `Siblings`."""
+
+    def __init__(self, count: int) -> None:
+        self.offers: list[dict[str, Offer]] = [{} for _ in range(count)]
+        self.locks = Locks()
+        self.members = [_Member(self, index, count) for index in range(count)]
+
+
+class _Member(NoSiblings):
+    def __init__(self, family: Family, index: int, count: int) -> None:
+        self._family, self._offers, self._locks = family, family.offers[index], family.locks
+        self.index, self.count = index, count  # type: ignore[misc]
+
+    async def everywhere(self, name: str, *args: Any) -> list[Any]:
+        results = [offers[name](*args) for offers in self._family.offers]
+        found = await asyncio.gather(*results, return_exceptions=True)
+        for result in found:
+            if isinstance(result, BaseException):
+                raise result
+        return found
+
+
 @dataclass
 class Server:
     """An application and its fakes."""
@@ -287,10 +311,13 @@ def make_server(
     fetcher: Any = None,
     decoder: Any = None,
     takes_adapters: bool = False,
+    siblings: Siblings | None = None,
     **config: Any,
 ) -> Server:
-    """`tools`, `reasoning`: names of output formats. `processor`: of a model that takes media."""
+    """`tools`, `reasoning`: names of output formats. `processor`: of a model that takes media. `siblings`: of a server
+    that is one of several processes."""
     engine, renderer, grammars = FakeEngine(script), PlainRenderer(), FakeGrammars()
+    siblings = siblings or NoSiblings()
     settings = ServerConfig(**config)
     model = ServedModel(
         names=names,
@@ -302,7 +329,9 @@ def make_server(
         max_fanout=max_fanout,
         logprobs_mode=logprobs_mode,
         default_sampling=default_sampling or {},
-        adapters=Adapters(engine, ModelConfig(), names, settings.lora_resolver_dir) if takes_adapters else None,
+        adapters=Adapters(engine, ModelConfig(), names, settings.lora_resolver_dir, numbers=numbers_of(siblings))
+        if takes_adapters
+        else None,
         grammars=grammars,
         media=None
         if processor is None
@@ -313,7 +342,7 @@ def make_server(
             SpecialTokens({"<end>": 256}, frozenset({256})),
         ),
     )
-    state = ServerState(settings, Models([model]), Metrics(MODEL, CONTEXT))
+    state = ServerState(settings, Models([model]), Metrics(MODEL, CONTEXT), siblings=siblings)
     if model.media is not None:
         state.metrics.tell_media(model.media.stats)
     return Server(engine, renderer, model, state, create_app(state), grammars)

@@ -13,6 +13,8 @@ import pytest
 ABOVE_THE_WORKER = [
     "octavo.cli.serve",
     "octavo.launch.server",
+    "octavo.launch.supervisor",
+    "octavo.launch.api_process",
     "octavo.client.engine_client",
     "octavo.server.app",
     "octavo.text.templates.renderer",

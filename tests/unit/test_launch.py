@@ -332,10 +332,10 @@ def test_ciphers_that_openssl_has_not_are_named(tmp_path: Path) -> None:
 def test_the_child_finds_the_octavo_that_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     root = str(Path(engine_process.octavo.__file__).parent.parent)
     monkeypatch.setattr("site.getsitepackages", list)
-    assert engine_process._environment({"PYTHONPATH": "x", "A": "b"}) == {
+    assert engine_process.child_environment({"PYTHONPATH": "x", "A": "b"}) == {
         "PYTHONPATH": f"{root}{os.pathsep}x",
         "A": "b",
     }
     # In front of the standard library, the directory of all packages would do harm.
     monkeypatch.setattr("site.getsitepackages", lambda: [root])
-    assert engine_process._environment({"A": "b"}) == {"A": "b"}
+    assert engine_process.child_environment({"A": "b"}) == {"A": "b"}

@@ -27,6 +27,7 @@ from octavo.client.beam_search import Held, beam_search
 from octavo.client.engine_link import Calls, VocabularySender
 from octavo.client.generation import GenerationDelta, GenerationStream, OpenSequence, RequestState, SampleState
 from octavo.client.observer import NoObserver, Observer
+from octavo.client.siblings import NoSiblings, Occupancy, Siblings, numbers_of
 from octavo.client.sleep_mode import SleepMode
 from octavo.client.watchdog import TICK_SECONDS, EngineHandle, Watchdog, exit_reason
 from octavo.text.tokenizers.detokenizer import IncrementalDetokenizer
@@ -77,8 +78,11 @@ class EngineClient:
         observer: Observer | None = None,
         on_dead: Callable[[str], None] | None = None,
         has_vocabulary: bool = False,
+        siblings: Siblings | None = None,
+        occupancy: Occupancy | None = None,
     ) -> None:
-        """`has_vocabulary`: the engine was sent it while it started."""
+        """`has_vocabulary`: the engine was sent it while it started. `siblings`: the API processes of the engine, and
+        `occupancy` what they hold; None: this is the only one."""
         self.info = info
         self.stats: SchedulerStats | None = None  # of the last step
         self.dead_reason: str | None = None
@@ -100,12 +104,15 @@ class EngineClient:
         self._num_sampled = 0  # samples of all other requests
         self._num_queued_tokens = 0  # prompt tokens of samples without a token yet
         self._samples: dict[int, SampleState] = {}
-        self._num_ids = 0
+        siblings = siblings or NoSiblings()
+        self._is_only = siblings.count == 1
+        self._occupancy = occupancy
+        self._ids = numbers_of(siblings)
         self._due: list[RequestState] = []  # to be woken in the next round
         self._earliest_round = 0.0  # time.monotonic()
         self._next_round: asyncio.TimerHandle | None = None
-        self._calls = Calls(connection)
-        self.sleep_mode = SleepMode(self.call, self._end_for_sleep, self.wait_idle, self._observer.on_sleep)
+        self._calls = Calls(connection, numbers_of(siblings))
+        self.sleep_mode = SleepMode(self.call, self._end_for_sleep, self.wait_idle, self._observer.on_sleep, siblings)
         self._idle = asyncio.Event()
         self._idle.set()
         self._watchdog = Watchdog(self._config.parallel, process.probe if process is not None else None)
@@ -117,14 +124,15 @@ class EngineClient:
         self._tasks = [asyncio.create_task(self._receive_loop()), asyncio.create_task(self._watch_loop())]
 
     async def close(self, wait: float = 1.0) -> None:
-        """End the open streams with `ShuttingDown`, tell the engine to stop, and close the connection.
+        """End the open streams with `ShuttingDown`, tell the engine to stop unless others have it too, and close the
+        connection.
 
         The engine gets `wait` seconds to finish its step.
         """
         self.is_draining = self._is_closing = True
         self.abort_all(ShuttingDown(SHUT_DOWN))
         self._calls.fail(ShuttingDown(SHUT_DOWN))
-        if self.dead_reason is None and self._tasks:
+        if self.dead_reason is None and self._tasks and self._is_only:
             with contextlib.suppress(TransportError):
                 self._connection.send(Shutdown())
                 await asyncio.wait(self._tasks[:1], timeout=wait)  # it answers by closing its end
@@ -201,8 +209,11 @@ class EngineClient:
             raise ShuttingDown("The server is shutting down and takes no new requests.")
         self.sleep_mode.check()
         request.params.check_choice(self.eos_token_ids, self.info.vocab_size)
+        others, others_tokens = (0, 0) if self._occupancy is None else self._occupancy.others()
         try:
-            params = self._admission.check(request, self._num_sampled + self._num_held, self._num_queued_tokens)
+            params = self._admission.check(
+                request, self._num_sampled + self._num_held + others, self._num_queued_tokens + others_tokens
+            )
         except Overloaded as exc:
             self._observer.on_refusal(exc)
             raise
@@ -270,12 +281,14 @@ class EngineClient:
         held = Held(request)
         self._searches.add(held)
         self._num_held += request.num_sequences
+        self._tell_occupancy()
         self._idle.clear()
         try:
             yield held
         finally:
             self._searches.remove(held)
             self._num_held -= request.num_sequences
+            self._tell_occupancy()
             self._note_idle()
 
     def detokenizer(
@@ -284,20 +297,24 @@ class EngineClient:
         """`shown`: special tokens that stay in the text all the same. `tokenizer`: None: the model's."""
         return IncrementalDetokenizer(tokenizer or self._tokenizer, params.skip_special_tokens, shown)
 
+    def _tell_occupancy(self) -> None:
+        if self._occupancy is not None:
+            self._occupancy.tell(self._num_sampled + self._num_held, self._num_queued_tokens)
+
     def _note_idle(self) -> None:
         if not self._samples and not self._num_held:
             self._idle.set()
 
     def _new_sample(self, state: RequestState, index: int, params: SamplingParams) -> SampleState:
-        self._num_ids += 1
         detokenizer = self.detokenizer(params, state.request.shown_special_ids, state.request.tokenizer)
         matcher = StopMatcher(params.stop, params.include_stop_str_in_output) if params.stop else None
-        sample = SampleState(state, self._num_ids, index, detokenizer, matcher)
+        sample = SampleState(state, next(self._ids), index, detokenizer, matcher)
         state.samples.append(sample)
         state.num_open += 1
         self._samples[sample.request_id] = sample
         self._num_sampled += state.request.beams is None
         self._num_queued_tokens += state.request.num_prompt_tokens
+        self._tell_occupancy()
         self._idle.clear()
         return sample
 
@@ -349,6 +366,7 @@ class EngineClient:
             self._num_queued_tokens -= sample.request.request.num_prompt_tokens
         sample.request.num_open -= 1
         self._num_sampled -= sample.request.request.beams is None
+        self._tell_occupancy()
         self._note_idle()
         self._admission.note_finish(now)
         sample.end_reason, sample.finish_time = reason, now
@@ -492,6 +510,7 @@ class EngineClient:
         if is_first:
             sample.first_token_time = now
             self._num_queued_tokens -= sample.request.request.num_prompt_tokens
+            self._tell_occupancy()
             sample.scheduled_time = output.scheduled_time
             sample.num_cached_tokens = output.num_cached_tokens
             arrival = sample.request.request.arrival_time or now

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from octavo.base.errors import ServerError
@@ -18,15 +18,14 @@ if TYPE_CHECKING:
 class Calls:
     """Calls of the engine's methods: each waits for the result that carries its number."""
 
-    def __init__(self, connection: Connection[FromEngine]) -> None:
+    def __init__(self, connection: Connection[FromEngine], numbers: Iterator[int]) -> None:
         self._connection = connection
-        self._num_calls = 0
+        self._numbers = numbers
         self._open: dict[int, asyncio.Future[Any]] = {}
 
     async def call(self, method: str, args: tuple[Any, ...]) -> Any:
         """Raises `ServerError` with the engine's reason, or `TransportError`."""
-        self._num_calls += 1
-        call_id = self._num_calls
+        call_id = next(self._numbers)
         future = self._open[call_id] = asyncio.get_running_loop().create_future()
         try:
             self._connection.send(Call(call_id, method, args))

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from octavo.base.errors import Asleep
+from octavo.client.siblings import NoSiblings, Siblings
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +18,8 @@ SLEEP_LEVELS = (1, 2)
 
 
 class SleepMode:
-    """Whether the engine of one client sleeps. From the moment that it is to until it is awake requests are refused."""
+    """Whether the engine sleeps. From the moment that it is to until it is awake requests are refused, in all API
+    processes that it has."""
 
     def __init__(
         self,
@@ -25,11 +27,14 @@ class SleepMode:
         end_all: Callable[[], object],
         wait_idle: Callable[[], Awaitable[None]],
         on_level: Callable[[int], None] = lambda level: None,
+        siblings: Siblings | None = None,
     ) -> None:
-        """`call`: of the engine's methods; `end_all`: ends the requests in flight; `wait_idle`: until none is left;
-        `on_level`: is told each new level."""
+        """`call`: of the engine's methods; `end_all`: ends the requests in flight here; `wait_idle`: until none is
+        left; `on_level`: is told each new level."""
         self._call, self._end_all, self._wait_idle, self._on_level = call, end_all, wait_idle, on_level
-        self._lock = asyncio.Lock()
+        self._siblings = siblings or NoSiblings()
+        self._siblings.offer("rest", self._rest)
+        self._siblings.offer("set_sleep_level", self._set_level)
         self._tasks: set[asyncio.Task[None]] = set()
         self.level = 0  # 0: awake
         self.is_asleep = False  # or about to be
@@ -56,27 +61,40 @@ class SleepMode:
         await asyncio.shield(task)
 
     async def _sleep(self, level: int, *, waits: bool) -> None:
-        async with self._lock:
+        async with self._siblings.alone("sleep"):
             if level <= self.level:
                 return
-            self.is_asleep = True
+            reached = self.level
             try:
-                if not waits:
-                    self._end_all()
-                await self._wait_idle()
+                await self._siblings.everywhere("rest", waits)
                 await self._call("sleep", level)
-                self.level = level
-                self._on_level(level)
+                reached = level
                 logger.info("the engine sleeps at level %d", level)
             finally:
-                self.is_asleep = self.level > 0
+                await self._siblings.everywhere("set_sleep_level", reached)
 
     async def _wake_up(self) -> None:
-        async with self._lock:
+        async with self._siblings.alone("sleep"):
             if not self.level:
                 return
             started = time.monotonic()
             await self._call("wake_up")
-            self.level, self.is_asleep = 0, False
-            self._on_level(0)
+            await self._siblings.everywhere("set_sleep_level", 0)
             logger.info("the engine woke up in %.1f s", time.monotonic() - started)
+
+    # ------------------------------------------------------------ in each process
+    async def _rest(self, waits: bool) -> None:
+        """Take no requests, and come to the end of those in flight."""
+        self.is_asleep = True
+        if not waits:
+            self._end_all()
+        await self._wait_idle()
+        if self._siblings.count > 1:
+            # The call that sends the engine to sleep may come over another connection, and overtake what ended these.
+            await self._call("ping")
+
+    async def _set_level(self, level: int) -> None:
+        is_new = level != self.level
+        self.level, self.is_asleep = level, level > 0
+        if is_new:
+            self._on_level(level)

@@ -15,6 +15,7 @@ import msgspec
 from octavo.base.config import EngineConfig
 from octavo.base.errors import OctavoError, ServerError
 from octavo.core.adapters import AdapterRead, KeptAdapters
+from octavo.core.clients import ClientGone
 from octavo.core.drafts import Drafter
 from octavo.core.executors.executor import Executor
 from octavo.core.faults import fault
@@ -226,20 +227,27 @@ class EngineCore:
             elif isinstance(message, Vocabulary):
                 self.structured.set_vocabulary(message)
             elif isinstance(message, Abort):
-                self._outputs += self.structured.abort(message.request_ids)
-                self._outputs += self._abort_waiting(message.request_ids)
-                self._outputs += self.scheduler.abort(message.request_ids)
+                self._abort(message.request_ids)
+            elif isinstance(message, ClientGone):
+                self._abort(message.owned(self._request_ids()))
             elif isinstance(message, Call) and message.method == "load_adapter":
                 self._load_adapter(message)
             elif isinstance(message, Call):
                 self._send(self._call(message))
             elif isinstance(message, Shutdown) or message is None:
-                self._outputs += self.structured.abort_all()
-                self._outputs += self._abort_waiting(self.adapters.waiting_requests)
-                self._outputs += self.scheduler.abort(list(self.scheduler.requests))
+                self._abort(self._request_ids())
                 self._send_outputs()
                 return False
         return True
+
+    def _request_ids(self) -> list[int]:
+        """All requests, those too that the scheduler has not seen yet."""
+        return [*self.structured.pending_requests, *self.adapters.waiting_requests, *self.scheduler.requests]
+
+    def _abort(self, request_ids: list[int]) -> None:
+        self._outputs += self.structured.abort(request_ids)
+        self._outputs += self._abort_waiting(request_ids)
+        self._outputs += self.scheduler.abort(request_ids)
 
     def _receive(self, message: AddRequest) -> None:
         if message.request_id in self.scheduler.requests or self._is_pending(message.request_id):

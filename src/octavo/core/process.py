@@ -1,4 +1,5 @@
-"""The engine process: `python -m octavo.core.process --fd N`, N being its end of the socket pair.
+"""The engine process: `python -m octavo.core.process --fd N`, N being its end of the socket pair. Where several API
+processes share the engine, the pair is the parent's, and each `--client-fd M` is the end of one with an API process.
 
 Order of events: EngineConfig comes in; Phase... and then EngineInfo or StartupFailed go out; then the loop of
 `EngineCore`. Exit codes: 0 after Shutdown, 1 when the start or a step failed (the traceback is in the log), 2 when
@@ -13,20 +14,20 @@ parent needs the engine to finish what is in flight.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable
 
+from octavo.base.child_process import leave_signals_to_parent
 from octavo.base.config import EngineConfig
 from octavo.base.errors import StartupError
 from octavo.base.log import setup_logging
 from octavo.core import faults
-from octavo.core.engine_core import EngineCore
+from octavo.core.clients import ClientConnections
+from octavo.core.engine_core import EngineConnection, EngineCore
 from octavo.core.executors.executor import Executor, UniprocExecutor
 from octavo.wire.messages import Phase, Shutdown, StartupFailed, ToEngine
 from octavo.wire.transport import BlockingConnection, TransportError
@@ -36,8 +37,6 @@ logger = logging.getLogger("octavo.core")
 EXIT_FAILED = 1
 EXIT_PEER_GONE = 2
 
-_PR_SET_PDEATHSIG = 1
-
 # Takes the configuration and a function that reports (phase, detail).
 MakeExecutor = Callable[[EngineConfig, Callable[[str, str], None]], Executor]
 
@@ -46,10 +45,12 @@ def main(argv: list[str] | None = None, make_executor: MakeExecutor = UniprocExe
     """The whole life of the process; returns the exit code. Tests bring an executor of their own."""
     parser = argparse.ArgumentParser(prog="octavo.core.process")
     parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--client-fd", type=int, action="append", default=[])
     args = parser.parse_args(argv)
-    _set_signals()
+    leave_signals_to_parent()
     setup_logging(process="engine")
     connection = BlockingConnection(socket.socket(fileno=args.fd))
+    clients = [socket.socket(fileno=fd) for fd in args.client_fd]
     try:
         faults.arm_from_environment()
         config = connection.receive(EngineConfig)
@@ -62,12 +63,18 @@ def main(argv: list[str] | None = None, make_executor: MakeExecutor = UniprocExe
         logger.error("No configuration arrived: %s", exc.message)
         return EXIT_PEER_GONE
     connection.start(ToEngine, on_close=_exit_at_once)
-    code = serve(config, connection, make_executor)
-    connection.close()
+    if not clients:
+        code = serve(config, connection, make_executor)
+        connection.close()
+        return code
+    connections = ClientConnections(connection, clients)
+    connections.start()
+    code = serve(config, connections, make_executor)
+    connections.close()
     return code
 
 
-def serve(config: EngineConfig, connection: BlockingConnection, make_executor: MakeExecutor) -> int:
+def serve(config: EngineConfig, connection: EngineConnection, make_executor: MakeExecutor) -> int:
     """Load the model, announce it, run the loop. Returns the exit code; raises nothing."""
     try:
         faults.fault("load")
@@ -99,13 +106,6 @@ def _exit_at_once(reason: TransportError, last_message: object) -> None:
         os._exit(0)
     os.write(2, f"octavo engine: {reason.message}\n".encode())  # not the logger: another thread may hold its lock
     os._exit(EXIT_PEER_GONE)
-
-
-def _set_signals() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 if __name__ == "__main__":

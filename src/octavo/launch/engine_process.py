@@ -1,4 +1,4 @@
-"""The engine process as its parent sees it: start, handshake, looks at its state, end.
+"""The engine process as its parent sees it: start, handshake, looks at its state, end; and as other API processes do.
 
 The two share one socket pair. The child dies when its end sees EOF and when the parent dies, so nothing outlives
 the server; and nothing with a name (socket file, shared memory, port) is left behind.
@@ -26,7 +26,7 @@ from octavo.base.config import EngineConfig
 from octavo.base.errors import StartupError
 from octavo.client.watchdog import ProcessState
 from octavo.wire.messages import EngineInfo, FromEngine, Phase, StartupFailed, Vocabulary
-from octavo.wire.transport import MAX_FRAME_BYTES, AsyncConnection, TransportError, encode_frame, make_decoder
+from octavo.wire.transport import AsyncConnection, TransportError, encode_frame, make_decoder, receive_frame
 
 #: How the engine is started; `--fd N` is added. -P: the working directory is no place to import from.
 ENGINE_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "octavo.core.process")
@@ -51,41 +51,16 @@ def launch_engine(config: EngineConfig, on_phase: Callable[[str, str], None] | N
     return engine
 
 
-class EngineProcess:
-    """Owner of the child and of the parent's end of the socket. `kill` or `stop` must be called in the end."""
+class EngineEnd:
+    """An end of a connection with the engine: of its parent, or of an API process that has another parent."""
 
     info: EngineInfo  # after `wait_ready`
 
-    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
-        self._process = process
+    def __init__(self, pid: int, sock: socket.socket) -> None:
+        self.pid = pid
         self._sock: socket.socket | None = sock  # until the event loop has it
         self.has_vocabulary = False
         self._psutil: psutil.Process | None = None
-
-    @classmethod
-    def spawn(cls, config: EngineConfig, command: Sequence[str] | None = None) -> EngineProcess:
-        """Start the process and send it its configuration. Does not wait. `command`: instead of ENGINE_COMMAND."""
-        ours, theirs = socket.socketpair()
-        try:
-            process = subprocess.Popen(
-                [*(command or ENGINE_COMMAND), "--fd", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env=_environment(os.environ),
-            )
-        except OSError as exc:
-            ours.close()
-            raise StartupError(f"The engine process could not be started: {exc.strerror}.") from exc
-        finally:
-            # With the child's end open here its death would not close the connection.
-            theirs.close()
-        engine = cls(process, ours)
-        try:
-            ours.sendall(encode_frame(config))
-        except OSError as exc:
-            engine.kill()
-            raise StartupError(f"The engine process did not take its configuration: {exc.strerror}.") from exc
-        return engine
 
     def wait_ready(self, on_phase: Callable[[str, str], None] | None = None) -> EngineInfo:
         """Wait for the handshake. `on_phase` is told what the engine does meanwhile.
@@ -114,23 +89,9 @@ class EngineProcess:
         return await AsyncConnection.open(sock, FromEngine)
 
     # ------------------------------------------------------------ looks
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def exit_reason(self) -> str | None:
-        """How the process ended, for a sentence; None while it runs."""
-        code = self._process.poll()
-        if code is None:
-            return None
-        if code >= 0:
-            return f"it exited with code {code}"
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-        return f"it was killed by {name}{hint}"
+        """How the process ended, for a sentence; None while it runs, and for who is not its parent."""
+        return None
 
     def probe(self) -> ProcessState:
         try:
@@ -149,6 +110,90 @@ class EngineProcess:
 
     # ------------------------------------------------------------ end
     def kill(self) -> None:
+        """Be done with the engine; a thread in `wait_ready` sees the end. May be called again, and from any thread."""
+        if self._sock is not None:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+
+    async def stop(self, timeout: float = 2.0) -> None:
+        """The connection is closed: that is all, for who is not the parent."""
+
+    # ------------------------------------------------------------ handshake
+    def _handshake(self, on_phase: Callable[[str, str], None] | None) -> EngineInfo:
+        decode = make_decoder(FromEngine)
+        while True:
+            try:
+                assert self._sock is not None, "the socket was handed over before"
+                message = decode(receive_frame(self._sock))
+            except (TransportError, OSError) as exc:
+                raise StartupError(f"The engine process ended while it started: {self._wait_exit()}.") from exc
+            if isinstance(message, EngineInfo):
+                return message
+            if isinstance(message, StartupFailed):
+                raise startup_error(message)
+            if isinstance(message, Phase) and on_phase is not None:
+                on_phase(message.name, message.detail)
+
+    def _wait_exit(self) -> str:
+        """The reason for an end whose EOF was seen."""
+        return "it closed its connection"
+
+
+class EngineProcess(EngineEnd):
+    """Owner of the child and of the parent's end of the socket. `kill` or `stop` must be called in the end."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], sock: socket.socket, clients: Sequence[socket.socket] = ()
+    ) -> None:
+        super().__init__(process.pid, sock)
+        self._process = process
+        #: Ends of connections for API processes, whose engine it then is. To be closed when those have them.
+        self.clients = clients
+
+    @classmethod
+    def spawn(
+        cls, config: EngineConfig, command: Sequence[str] | None = None, *, num_clients: int = 0
+    ) -> EngineProcess:
+        """Start the process and send it its configuration. Does not wait. `command`: instead of ENGINE_COMMAND.
+        `num_clients`: API processes that share it; 0: this is the only one."""
+        ours, theirs = socket.socketpair()
+        pairs = [socket.socketpair() for _ in range(num_clients)]
+        fds = [end.fileno() for _, end in pairs]
+        client_fds = [word for fd in fds for word in ("--client-fd", str(fd))]
+        try:
+            process = subprocess.Popen(
+                [*(command or ENGINE_COMMAND), "--fd", str(theirs.fileno()), *client_fds],
+                pass_fds=(theirs.fileno(), *fds),
+                stdin=subprocess.DEVNULL,
+                env=child_environment(os.environ),
+            )
+        except OSError as exc:
+            for sock in (ours, *(end for end, _ in pairs)):
+                sock.close()
+            raise StartupError(f"The engine process could not be started: {exc.strerror}.") from exc
+        finally:
+            # With the child's end open here its death would not close the connection.
+            for sock in (theirs, *(end for _, end in pairs)):
+                sock.close()
+        engine = cls(process, ours, [end for end, _ in pairs])
+        try:
+            ours.sendall(encode_frame(config))
+        except OSError as exc:
+            engine.kill()
+            raise StartupError(f"The engine process did not take its configuration: {exc.strerror}.") from exc
+        return engine
+
+    def exit_reason(self) -> str | None:
+        code = self._process.poll()
+        return None if code is None else exit_words(code)
+
+    def ends_within(self, seconds: float) -> bool:
+        """Wait for the end of the process, at most so long. May be called from another thread."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self._process.returncode is not None
+
+    def kill(self) -> None:
         """End the process now, stopped ones too, and reap it. May be called again, and from another thread."""
         self._process.kill()
         self._process.wait()
@@ -162,40 +207,7 @@ class EngineProcess:
             await asyncio.sleep(_STOP_POLL_SECONDS)
         self.kill()
 
-    # ------------------------------------------------------------ handshake
-    def _handshake(self, on_phase: Callable[[str, str], None] | None) -> EngineInfo:
-        decode = make_decoder(FromEngine)
-        while True:
-            try:
-                message = decode(self._receive_frame())
-            except (TransportError, OSError) as exc:
-                raise StartupError(f"The engine process ended while it started: {self._wait_exit()}.") from exc
-            if isinstance(message, EngineInfo):
-                return message
-            if isinstance(message, StartupFailed):
-                raise _startup_error(message)
-            if isinstance(message, Phase) and on_phase is not None:
-                on_phase(message.name, message.detail)
-
-    def _receive_frame(self) -> bytes:
-        """Exactly one frame: what follows the handshake belongs to the connection."""
-        length = int.from_bytes(self._receive_exactly(4), "little")
-        if not 0 < length <= MAX_FRAME_BYTES:
-            raise TransportError(f"A frame of {length} bytes was announced.")
-        return self._receive_exactly(length)
-
-    def _receive_exactly(self, size: int) -> bytes:
-        assert self._sock is not None, "the socket was handed over before"
-        data = bytearray()
-        while len(data) < size:
-            chunk = self._sock.recv(size - len(data))
-            if not chunk:
-                raise TransportError("The connection was closed by the other side.")
-            data += chunk
-        return bytes(data)
-
     def _wait_exit(self) -> str:
-        """The reason for an end whose EOF was seen."""
         try:
             self._process.wait(1.0)
         except subprocess.TimeoutExpired:
@@ -203,14 +215,27 @@ class EngineProcess:
         return self.exit_reason() or "for an unknown reason"
 
 
-def _startup_error(message: StartupFailed) -> StartupError:
+def exit_words(code: int) -> str:
+    """How a child ended, for a sentence. `code`: as `Popen.returncode`."""
+    if code >= 0:
+        return f"it exited with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+    return f"it was killed by {name}{hint}"
+
+
+def startup_error(message: StartupFailed) -> StartupError:
+    """The error that another process could not start of."""
     found = getattr(errors, message.error, StartupError)
     is_known = isinstance(found, type) and issubclass(found, StartupError)
     return found(message.message) if is_known else StartupError(message.message)
 
 
-def _environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The child's environment: it imports the octavo that runs here, however that was found."""
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """A child's environment: it imports the octavo that runs here, however that was found."""
     root = str(Path(octavo.__file__).parent.parent)
     installed = {*site.getsitepackages(), site.getusersitepackages()}
     env = dict(environ)

@@ -54,7 +54,7 @@ def http_config(app: ASGIApp, config: ServerConfig) -> HTTPConfig:
     return HTTPConfig(
         app,
         loop="none",
-        http=_Protocol,
+        http=HTTPProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -86,18 +86,21 @@ class HTTPServer(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await self.listen(sockets)
         self._on_listening()
+
+    async def listen(self, sockets: list[socket.socket] | None) -> None:
+        await super().startup(sockets)
 
     def start_draining(self) -> None:
         """End idle connections now, and every other one with its reply. New ones are still answered."""
         self._http_config.is_draining = True
         for connection in list(self.server_state.connections):
-            if isinstance(connection, _Protocol):
+            if isinstance(connection, HTTPProtocol):
                 connection.end_with_reply()
 
 
-class _Protocol(HttpToolsProtocol):
+class HTTPProtocol(HttpToolsProtocol):
     """One connection. Its requests are answered in their order."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -289,7 +292,7 @@ _REASONS: dict[type[Exception], str] = {
 class _ReplyTransport:
     """The connection as a reply sees it: to close it waits for the end of the request."""
 
-    def __init__(self, protocol: _Protocol) -> None:
+    def __init__(self, protocol: HTTPProtocol) -> None:
         self.write = protocol.transport.write  # bound, so that the tokens of a stream pass without a call more
         self.is_closing = protocol.transport.is_closing
         self.close = protocol.close_after_body

@@ -9,22 +9,20 @@ ends with exit code 1: its supervisor starts it again.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import ssl
-import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from octavo.base.config import ServeConfig, ServerConfig
 from octavo.base.errors import InvalidConfig, ShuttingDown, StartupError
 from octavo.client.engine_client import SHUT_DOWN, EngineClient
-from octavo.launch.engine_process import EngineProcess
-from octavo.launch.http_server import HTTPServer, http_config
+from octavo.launch.engine_process import EngineEnd
+from octavo.launch.http_server import http_config
 from octavo.launch.listener import Listener
-from octavo.launch.service_manager import tell_ready, tell_stopping
+from octavo.launch.place import Place
 from octavo.launch.watchers import Watchers
 from octavo.served.adapters import load_modules
 from octavo.served.model import ServedModel
@@ -62,17 +60,21 @@ class TextSide:
 
 
 async def run_server(
-    config: ServeConfig, names: tuple[str, ...], listener: Listener, engine: EngineProcess, text: TextSide
+    config: ServeConfig, place: Place, names: tuple[str, ...], listener: Listener, engine: EngineEnd, text: TextSide
 ) -> int:
     """Serve with a ready engine until told to stop; the value is the exit code."""
-    return await ServeLoop(config, names, listener, engine).run(text)
+    return await ServeLoop(config, place, names, listener, engine).run(text)
 
 
 class ServeLoop:
-    """Owns the client and the HTTP server while they run. The engine process is stopped at the end of `run`."""
+    """Owns the client and the HTTP server while they run. The engine process is stopped at the end of `run`, where it
+    has this client only."""
 
-    def __init__(self, config: ServeConfig, names: tuple[str, ...], listener: Listener, engine: EngineProcess) -> None:
+    def __init__(
+        self, config: ServeConfig, place: Place, names: tuple[str, ...], listener: Listener, engine: EngineEnd
+    ) -> None:
         self._config = config
+        self._place = place
         self._names = names
         self._listener = listener
         self._engine = engine
@@ -82,8 +84,8 @@ class ServeLoop:
 
     async def run(self, text: TextSide) -> int:
         info = self._engine.info
-        server = self._config.server
-        watchers = Watchers(self._config, self._names[0], info)
+        server, place = self._config.server, self._place
+        watchers = Watchers(self._config, self._names[0], info, tells_engine=place.siblings.index == 0)
         self._client = EngineClient(
             await self._engine.connect(),
             info,
@@ -93,23 +95,23 @@ class ServeLoop:
             observer=watchers.observer,
             on_dead=self._on_dead,
             has_vocabulary=self._engine.has_vocabulary,
+            siblings=place.siblings,
+            occupancy=place.occupancy,
         )
-        model = served_model(self._config, self._names, self._client, text)
+        model = served_model(self._config, self._names, self._client, text, place.adapter_numbers)
         if (taker := model.media or model.speech) is not None:
             watchers.metrics.tell_media(taker.stats)
         if model.adapters is not None:
             watchers.metrics.tell_adapters(self._client.adapter_names, info.max_loras)
-        state = ServerState(server, Models([model]), watchers.metrics, self._config.engine)
-        self._server = HTTPServer(http_config(create_app(state), server), self._on_listening)
-        loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._on_signal, signum)
+        state = ServerState(server, Models([model]), watchers.metrics, self._config.engine, place.siblings, place.store)
+        self._server = place.http_server(http_config(create_app(state), server), self._on_listening)
+        await place.open(self._on_signal)
         self._client.start()
         try:
             await load_modules(model.adapters, server.lora_modules)
-            if server.responses_store is not None:
+            if server.responses_store is not None and place.store is None:
                 await state.store.open()
-            self._listener.make_reusable()
+            await place.wait_turn(self._listener)
             await self._server.serve(self._listener.sockets)
         except OSError as exc:
             raise StartupError(f"Cannot listen on {self._listener.url}: {exc.strerror}.") from exc
@@ -121,11 +123,7 @@ class ServeLoop:
         return self._exit_code
 
     def _on_listening(self) -> None:
-        # On stdout, for scripts that wait for the address; the reader may have closed it.
-        with contextlib.suppress(OSError):
-            sys.stdout.write(f"octavo serves {self._names[0]} at {self._listener.url}\n")
-            sys.stdout.flush()
-        tell_ready(f"serving {self._names[0]} at {self._listener.url}")
+        self._place.tell_listening(self._names[0], self._listener)
 
     # ------------------------------------------------------------ ends
     def _on_signal(self, signum: int) -> None:
@@ -138,7 +136,7 @@ class ServeLoop:
                 self._client.num_unfinished,
                 self._config.server.shutdown_timeout,
             )
-            tell_stopping(
+            self._place.tell_leaving(
                 f"draining {self._client.num_unfinished} sequences",
                 self._config.server.shutdown_timeout + END_SECONDS,
             )
@@ -163,7 +161,7 @@ class ServeLoop:
 
     def _on_dead(self, reason: str) -> None:
         self._exit_code = self._exit_code or 1
-        tell_stopping("the engine died", END_SECONDS)
+        self._place.tell_leaving("the engine died", END_SECONDS)
         self._spawn(self._leave_after_death())
 
     async def _leave_after_death(self) -> None:
@@ -176,7 +174,13 @@ class ServeLoop:
         task.add_done_callback(self._tasks.discard)
 
 
-def served_model(config: ServeConfig, names: tuple[str, ...], client: EngineClient, text: TextSide) -> ServedModel:
+def served_model(
+    config: ServeConfig,
+    names: tuple[str, ...],
+    client: EngineClient,
+    text: TextSide,
+    adapter_numbers: Iterator[int] | None = None,
+) -> ServedModel:
     """The model of an engine that can serve."""
     return ServedModel.of(
         config,
@@ -190,6 +194,7 @@ def served_model(config: ServeConfig, names: tuple[str, ...], client: EngineClie
         output=text.output,
         processor=text.processor,
         vocabulary=text.vocabulary,
+        adapter_numbers=adapter_numbers,
     )
 
 

@@ -32,9 +32,10 @@ from octavo.base.errors import InvalidConfig
 from octavo.base.log import setup_logging
 from octavo.cache.spec import max_sequence_blocks
 from octavo.files.generation_config import default_sampling
-from octavo.launch.engine_process import EngineProcess, launch_engine
+from octavo.launch.engine_process import EngineEnd, EngineProcess, launch_engine
 from octavo.launch.listener import bind
 from octavo.launch.media import load_processor, load_speech
+from octavo.launch.place import OnlyPlace
 from octavo.launch.serve_loop import TextSide, check_tls, run_server
 from octavo.launch.startup import resolve, wait_loaded
 from octavo.served.adapters import parse_modules
@@ -85,45 +86,73 @@ def serve(config: ServeConfig, notes: Sequence[tuple[int, str]] = ()) -> int:
     for level, line in notes:
         logger.log(level, "%s", line)
     config = dataclasses.replace(config, server=with_key_file(config.server))
-    return run_with_model(config, partial(bind, config.server), partial(run_server, config), started)
+    if config.server.api_server_count > 1:
+        from octavo.launch.supervisor import serve_by_several  # a server of one process does without it
 
+        return serve_by_several(config, started)
+    return run_with_model(config, partial(bind, config.server), partial(run_server, config, OnlyPlace()), started)
+
+
+E = TypeVar("E", bound=EngineEnd)
 
 #: What is done with a ready engine: its exit code.
-Main = Callable[[tuple[str, ...], L, EngineProcess, TextSide], Coroutine[Any, Any, int]]
+Main = Callable[[tuple[str, ...], L, E, TextSide], Coroutine[Any, Any, int]]
 
 
 def run_with_model(
-    config: ServeConfig, listen: Callable[[], AbstractContextManager[L]], main: Main[L], started: float
+    config: ServeConfig, listen: Callable[[], AbstractContextManager[L]], main: Main[L, EngineProcess], started: float
 ) -> int:
     """Start the engine of a checked configuration and run `main`, given the model's names, what `listen` bound before
     all else, the engine and the text side; the exit code. Raises `StartupError`; no process is left behind.
 
     `started`: when the start began, time.monotonic().
     """
-    try:
-        with _stopped_by_signals(), listen() as listener:
-            check_modules(config, served_names(config))
-            resolved = resolve(config.engine)
-            defaults = default_sampling(config.server, resolved.model.model)
+
+    def run() -> int:
+        with listen() as listener:
+            resolved, defaults = found_model(config)
             engine = EngineProcess.spawn(resolved)
             try:
-                return _run(config, resolved, defaults, listener, engine, started, main)
+                return run_loaded(config, resolved, defaults, listener, engine, main, started)
             finally:
                 engine.kill()
+
+    return unless_stopped(run)
+
+
+def found_model(config: ServeConfig) -> tuple[EngineConfig, dict[str, Any]]:
+    """The engine's configuration with local paths, and what the model's files say of sampling.
+
+    Raises `StartupError`.
+    """
+    check_modules(config, served_names(config))
+    resolved = resolve(config.engine)
+    return resolved, default_sampling(config.server, resolved.model.model)
+
+
+def unless_stopped(run: Callable[[], int]) -> int:
+    """The exit code of `run`, which TERM and INT end."""
+    try:
+        with _stopped_by_signals():
+            return run()
     except Stopped as exc:
         logger.info("stopped by %s while starting", signal.Signals(exc.signum).name)
         return 128 + exc.signum
 
 
-def _run(
+def run_loaded(
     config: ServeConfig,
     resolved: EngineConfig,
     defaults: dict[str, Any],
     listener: L,
-    engine: EngineProcess,
-    started: float,
-    main: Main[L],
+    engine: E,
+    main: Main[L, E],
+    started: float | None = None,
 ) -> int:
+    """Load the text side while the engine loads, and run `main`; the exit code. Raises `StartupError`.
+
+    `started`: when the start began, for the report; None: it is told elsewhere.
+    """
     tokenizer, renderer = wait_loaded(
         engine, resolved, lambda tokenizer: make_renderer(tokenizer, config.server), with_vocabulary=True
     )
@@ -137,8 +166,8 @@ def _run(
     vocabulary = load_speech(resolved.model, info, tokenizer)
     text = TextSide(tokenizer, renderer, output, defaults, about, processor, vocabulary)
     names = served_names(config)
-    for line in startup_report(names[0], info, time.monotonic() - started):
-        logger.info("%s", line)
+    if started is not None:
+        report(names[0], info, started)
     # All objects so far stay alive: the collector need not visit them again between two tokens.
     gc.collect()
     gc.freeze()
@@ -201,6 +230,11 @@ def served_names(config: ServeConfig) -> tuple[str, ...]:
         return (model,)
     name = path.resolve().name.removesuffix(".gguf")
     return (model, name) if name != model else (model,)
+
+
+def report(name: str, info: EngineInfo, started: float) -> None:
+    for line in startup_report(name, info, time.monotonic() - started):
+        logger.info("%s", line)
 
 
 def startup_report(name: str, info: EngineInfo, seconds: float) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 from octavo.base.config import EngineConfig, ModelConfig
 from octavo.base.errors import StartupError
 from octavo.files import sources
-from octavo.launch.engine_process import EngineProcess
+from octavo.launch.engine_process import EngineEnd
 from octavo.launch.progress import phase_report
 from octavo.text.templates.renderer import Renderer
 from octavo.text.tokenizers.tokenizer import Tokenizer, load_tokenizer, without_tokenizer
@@ -29,7 +29,7 @@ def resolve(config: EngineConfig) -> EngineConfig:
 
 
 def wait_loaded(
-    engine: EngineProcess,
+    engine: EngineEnd,
     resolved: EngineConfig,
     make_renderer: Callable[[Tokenizer], Renderer],
     *,
@@ -42,7 +42,7 @@ def wait_loaded(
 
     Raises `StartupError`. The engine is then to be killed.
     """
-    text = _in_background(lambda: _load_text(resolved, make_renderer, with_vocabulary))
+    text = in_background(lambda: _load_text(resolved, make_renderer, with_vocabulary))
     # Without a tokenizer the weights are of no use: stop reading them.
     text.add_done_callback(lambda future: engine.kill() if future.exception() is not None else None)
     try:
@@ -86,7 +86,7 @@ def _tokenizer(config: ModelConfig) -> Tokenizer:
     )
 
 
-def _in_background(function: Callable[[], T]) -> Future[T]:
+def in_background(function: Callable[[], T]) -> Future[T]:
     """Run `function` in a thread that does not keep the process alive."""
     future: Future[T] = Future()
 

@@ -15,9 +15,9 @@ from octavo.wire.messages import EngineInfo
 class Watchers:
     """`observer` is for the client, `metrics` for the server's state; `close` at the end."""
 
-    def __init__(self, config: ServeConfig, model_name: str, info: EngineInfo) -> None:
+    def __init__(self, config: ServeConfig, model_name: str, info: EngineInfo, *, tells_engine: bool = True) -> None:
         server = config.server
-        self.metrics = Metrics(model_name, info.max_model_len)
+        self.metrics = Metrics(model_name, info.max_model_len, tells_engine=tells_engine)
         self.metrics.tell_cache(info, config.engine.cache)
         self._tracer = Tracer(server, model_name) if server.otlp_traces_endpoint is not None else None
         others: list[Observer] = [] if self._tracer is None else [self._tracer]

@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -80,15 +80,17 @@ class Adapters:
         taken: Sequence[str],
         resolver_dir: str | None = None,
         read_voice: Callable[[Path], Voice | None] = lambda path: None,
+        numbers: Iterator[int] | None = None,
     ) -> None:
-        """`taken`: names that no adapter may have. `read_voice`: `voice.voice_reader`."""
+        """`taken`: names that no adapter may have. `read_voice`: `voice.voice_reader`. `numbers`: for keys; no other
+        process on the engine has them."""
         self._read_voice = read_voice
         self._engine, self._model, self._taken = engine, model, taken
         self._directory = None if resolver_dir is None else Path(resolver_dir).expanduser()
         self._by_name: dict[str, Adapter] = {}
         self._loading: dict[str, asyncio.Task[AdapterFacts]] = {}  # by key: until the engine has taken it, or cannot
         self._ready: dict[str, AdapterFacts] = {}  # by key: what is known once the engine has taken it
-        self._numbers = itertools.count(1)
+        self._numbers = numbers or itertools.count(1)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,17 +102,23 @@ class Adapters:
         if found is None and self._directory is not None and _NAME.fullmatch(name):
             path = adapter_in(self._directory, name)
             if path is not None:
-                found = self._by_name[name] = self._made(name, str(path), str(path))
+                found = self._by_name[name] = Adapter(name, self.new_key(name), str(path), str(path))
         return found
 
-    async def load(self, name: str, source: str) -> Adapter:
-        """Serve an adapter from here on. Raises `InvalidRequest`, and `ServerError` where the engine is gone."""
+    def new_key(self, name: str) -> str:
+        return f"{next(self._numbers)} {name}"
+
+    async def load(self, name: str, source: str, key: str = "") -> Adapter:
+        """Serve an adapter from here on. `key`: where other processes serve it too, by this one; "": a new one.
+
+        Raises `InvalidRequest`, and `ServerError` where the engine is gone.
+        """
         if not name or len(name) > _MAX_NAME_CHARS or not name.isprintable():
             raise InvalidRequest("`lora_name` is a text of 1 to 256 printable characters.", "lora_name")
         if name in self._taken or name in self._by_name:
             raise InvalidRequest(f"The name `{clip(name, 64)}` is taken: a model or an adapter has it.", "lora_name")
         path = await self._found(name, source)
-        adapter = self._made(name, path, source)
+        adapter = Adapter(name, key or self.new_key(name), path, source)
         await self.ready(adapter)
         if name in self._by_name:  # by another load meanwhile
             await self._engine.drop_adapter(adapter.key)
@@ -125,6 +133,12 @@ class Adapters:
         if found is None or found.source != source:
             return await self.load(name, source)
         return found
+
+    async def forget(self, name: str, key: str) -> None:
+        """`unload` the adapter of this key, if it is served."""
+        adapter = self._by_name.get(name)
+        if adapter is not None and adapter.key == key:
+            await self.unload(name)
 
     async def unload(self, name: str) -> None:
         """Serve it no more; requests that use it go on to their end. Raises `ModelNotFound`."""
@@ -174,17 +188,17 @@ class Adapters:
         except StartupError as exc:
             raise unusable_adapter(name, exc.message, "lora_path") from None
 
-    def _made(self, name: str, path: str, source: str) -> Adapter:
-        return Adapter(name, f"{next(self._numbers)} {name}", path, source)
-
 
 async def load_modules(adapters: Adapters | None, modules: Sequence[str]) -> None:
-    """Those of --lora-modules, one after the other. Raises `CheckpointError` for one that does not fit."""
+    """Those of --lora-modules, one after the other. Raises `CheckpointError` for one that does not fit.
+
+    Their keys are the same in all processes that serve them, and no others'.
+    """
     if not modules or adapters is None:
         return
     for module in parse_modules(modules, ()):
         try:
-            await adapters.load(module.name, module.path)
+            await adapters.load(module.name, module.path, f"module {module.name}")
         except InvalidRequest as exc:
             raise CheckpointError(f"--lora-modules {module.name}: {exc.message}") from None
 

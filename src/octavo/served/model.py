@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -128,10 +128,11 @@ class ServedModel:
         *,
         processor: AnyProcessor | None = None,
         vocabulary: SpeechVocabulary | None = None,
+        adapter_numbers: Iterator[int] | None = None,
         **parts: Any,
     ) -> ServedModel:
         """As `settings` say; `parts` are the fields that they say nothing of. `processor`: of a model that takes media.
-        `vocabulary`: of one that transcribes.
+        `vocabulary`: of one that transcribes. `adapter_numbers`: those of this process, where there are others.
 
         Raises `InvalidConfig`.
         """
@@ -141,7 +142,9 @@ class ServedModel:
         adapters = None
         if info.max_loras:
             read_voice = voice_reader(parts["tokenizer"], parts["renderer"])
-            adapters = Adapters(engine, settings.engine.model, parts["names"], server.lora_resolver_dir, read_voice)
+            adapters = Adapters(
+                engine, settings.engine.model, parts["names"], server.lora_resolver_dir, read_voice, adapter_numbers
+            )
         return cls(
             adapters=adapters,
             engine=engine,

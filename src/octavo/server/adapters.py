@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octavo.base.errors import InvalidRequest
+from octavo.base.errors import InvalidRequest, OctavoError
 from octavo.served.adapters import Adapters
 from octavo.server.http.errors import validate_body
 from octavo.server.http.exchange import Exchange
@@ -38,6 +38,10 @@ def adapter_routes(state: ServerState) -> list[Route]:
 class AdapterHandlers:
     def __init__(self, state: ServerState) -> None:
         self._state = state
+        self._siblings = state.siblings
+        self._siblings.offer("load_adapter", self._load)
+        self._siblings.offer("unload_adapter", self._unload)
+        self._siblings.offer("forget_adapter", self._forget)
 
     @property
     def _adapters(self) -> Adapters:
@@ -49,17 +53,34 @@ class AdapterHandlers:
         """200 and a line of text, when requests may name the adapter."""
         request = validate_body(LoadAdapterRequest, await exchange.read_json())
         self._state.models.default.check_available()
-        if request.load_inplace and request.lora_name in self._adapters.names:
-            await self._adapters.unload(request.lora_name)
-        await self._adapters.load(request.lora_name, request.lora_path)
+        name, key = request.lora_name, self._adapters.new_key(request.lora_name)
+        async with self._siblings.alone(f"adapter {name}"):
+            if request.load_inplace and name in self._adapters.names:
+                await self._siblings.everywhere("unload_adapter", name)
+            try:
+                await self._siblings.everywhere("load_adapter", name, request.lora_path, key)
+            except OctavoError:
+                await self._siblings.everywhere("forget_adapter", name, key)
+                raise
         await _say(exchange, f"Success: LoRA adapter '{request.lora_name}' added successfully.")
 
     async def unload(self, exchange: Exchange) -> None:
         request = validate_body(UnloadAdapterRequest, await exchange.read_json())
         if not request.lora_name:
             raise InvalidRequest("`lora_name` is missing: octavo knows adapters by their names.", "lora_name")
-        await self._adapters.unload(request.lora_name)
+        async with self._siblings.alone(f"adapter {request.lora_name}"):
+            await self._siblings.everywhere("unload_adapter", request.lora_name)
         await _say(exchange, f"Success: LoRA adapter '{request.lora_name}' removed successfully.")
+
+    # ------------------------------------------------------------ in each process
+    async def _load(self, name: str, path: str, key: str) -> None:
+        await self._adapters.load(name, path, key)
+
+    async def _unload(self, name: str) -> None:
+        await self._adapters.unload(name)
+
+    async def _forget(self, name: str, key: str) -> None:
+        await self._adapters.forget(name, key)
 
 
 async def _say(exchange: Exchange, text: str) -> None:

@@ -26,7 +26,10 @@ logger = logging.getLogger(__name__)
 class AdminHandlers:
     def __init__(self, state: ServerState) -> None:
         self._state = state
+        self._siblings = state.siblings
         self._is_profiling = False
+        self._siblings.offer("abort", self._abort)
+        self._siblings.offer("note_profiling", self._note_profiling)
 
     def routes(self) -> list[Route]:
         reset = Route("POST", "/reset_prefix_cache", self.reset_prefix_cache, "Forget all cached prompts")
@@ -54,34 +57,38 @@ class AdminHandlers:
     async def abort(self, exchange: Exchange) -> None:
         request = validate_body(AbortRequest, await exchange.read_json())
         wanted = request.wanted()
-        matches = (lambda external_id: True) if wanted is None else _IdMatch(wanted)
-        count = sum(model.abort(matches) for model in self._state.models.all)
+        count = sum(await self._siblings.everywhere("abort", None if wanted is None else list(wanted)))
         logger.info("%d requests were ended, as an administrator asked", count)
         await exchange.send_json(AbortReply(count))
+
+    async def _abort(self, wanted: list[str] | None) -> int:
+        matches = (lambda external_id: True) if wanted is None else _IdMatch(frozenset(wanted))
+        return sum(model.abort(matches) for model in self._state.models.all)
 
     async def start_profile(self, exchange: Exchange) -> None:
         """200 and nothing, when the recording runs."""
         body = await exchange.read_body()
         request = validate_body(ProfileRequest, decode_json(body, exchange.limits.max_depth) if body.strip() else {})
-        if self._is_profiling:
-            raise InvalidRequest("A profile is being recorded already; see /stop_profile.")
         directory = self._state.config.profiler_dir
         assert directory is not None, "the route exists with --profiler-dir only"
         engine = self._state.models.default.engine
-        self._is_profiling = True
-        try:
+        async with self._siblings.alone("profile"):
+            if self._is_profiling:
+                raise InvalidRequest("A profile is being recorded already; see /stop_profile.")
             await engine.start_profile(directory, with_torch=request.torch is not False)
-        except BaseException:
-            self._is_profiling = False
-            raise
+            await self._siblings.everywhere("note_profiling", True)
         await exchange.send_bytes(b"", 200, [])
 
     async def stop_profile(self, exchange: Exchange) -> None:
-        if not self._is_profiling:
-            raise InvalidRequest("No profile is being recorded; see /start_profile.")
-        self._is_profiling = False
-        recorded = await self._state.models.default.engine.stop_profile()
+        async with self._siblings.alone("profile"):
+            if not self._is_profiling:
+                raise InvalidRequest("No profile is being recorded; see /start_profile.")
+            await self._siblings.everywhere("note_profiling", False)
+            recorded = await self._state.models.default.engine.stop_profile()
         await exchange.send_json(ProfileReply(**recorded))
+
+    async def _note_profiling(self, is_profiling: bool) -> None:
+        self._is_profiling = is_profiling
 
     async def server_info(self, exchange: Exchange) -> None:
         engine = self._state.engine_config

@@ -216,7 +216,8 @@ class _Root:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                if not self._state.config.disable_log_stats:
+                # Of several processes the first one hears of all steps.
+                if not self._state.config.disable_log_stats and self._state.siblings.index == 0:
                     stats_log = asyncio.create_task(StatsLogger(self._state.metrics).run())
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":

@@ -8,6 +8,7 @@ import octavo
 from octavo.server.anthropic.models import model_info, model_page
 from octavo.server.dialects import is_anthropic
 from octavo.server.http.exchange import Exchange
+from octavo.server.merged_metrics import Family, families_of, rendered
 from octavo.server.openai.protocol.models import ModelCard, ModelList, ModelPermission, VersionReply
 from octavo.server.protocol.admin import LoadReply
 from octavo.server.state import ServerState
@@ -16,6 +17,8 @@ from octavo.server.state import ServerState
 class InfoHandlers:
     def __init__(self, state: ServerState) -> None:
         self._state = state
+        state.siblings.offer("metrics", self._own_metrics)
+        state.siblings.offer("load", self._own_load)
 
     async def models(self, exchange: Exchange) -> None:
         models = self._state.models
@@ -58,7 +61,10 @@ class InfoHandlers:
         await exchange.send_json(VersionReply(octavo.__version__))
 
     async def load(self, exchange: Exchange) -> None:
-        await exchange.send_json(LoadReply(sum(model.engine.num_unfinished for model in self._state.models.all)))
+        await exchange.send_json(LoadReply(sum(await self._state.siblings.everywhere("load"))))
+
+    async def _own_load(self) -> int:
+        return sum(model.engine.num_unfinished for model in self._state.models.all)
 
     async def tokenizer_info(self, exchange: Exchange) -> None:
         await exchange.send_bytes(
@@ -66,5 +72,11 @@ class InfoHandlers:
         )
 
     async def metrics(self, exchange: Exchange) -> None:
-        body, content_type = self._state.metrics.render()
+        if self._state.siblings.count == 1:
+            body, content_type = self._state.metrics.render()
+        else:
+            body, content_type = rendered(await self._state.siblings.everywhere("metrics"))
         await exchange.send_bytes(body, 200, [(b"content-type", content_type.encode())])
+
+    async def _own_metrics(self) -> list[Family]:
+        return families_of(self._state.metrics.registry)

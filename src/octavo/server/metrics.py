@@ -122,9 +122,11 @@ _SLEEP_STATES = ("awake", "weights_offloaded", "discard_all")
 
 
 class Metrics:
-    """All metrics of one server. Implements the client's `Observer`; called on the event loop only."""
+    """All metrics of one API process. Implements the client's `Observer`; called on the event loop only."""
 
-    def __init__(self, model_name: str, max_model_len: int) -> None:
+    def __init__(self, model_name: str, max_model_len: int, *, tells_engine: bool = True) -> None:
+        """`tells_engine`: the engine's numbers are counted here, and in no other process."""
+        self._tells_engine = tells_engine
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._model_name = model_name
@@ -328,6 +330,8 @@ class Metrics:
 
     def on_stats(self, stats: SchedulerStats) -> None:
         """The engine's numbers after a step."""
+        if not self._tells_engine:
+            return
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
         self._waiting_by_reason["deferred"].set(stats.num_deferred)

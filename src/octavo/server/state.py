@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from octavo.base.config import EngineConfig, ServerConfig
+from octavo.client.siblings import NoSiblings, Siblings
 from octavo.served.models import Models
 from octavo.server.mcp.servers import MCPServers
 from octavo.server.metrics import Metrics
@@ -21,16 +22,17 @@ class ServerState:
     models: Models
     metrics: Metrics
     engine_config: EngineConfig = field(default_factory=EngineConfig)  # as it was asked for
+    siblings: Siblings = field(default_factory=NoSiblings)
+    shared_store: ResponseStore | None = None  # of several processes
+    runs: BackgroundRuns = field(init=False)  # the responses that are made in the background
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "runs", BackgroundRuns(self.siblings))  # at once: others may ask for them
 
     @cached_property
     def store(self) -> ResponseStore:
         """Of responses and conversations."""
-        return ResponseStore(self.config)
-
-    @cached_property
-    def runs(self) -> BackgroundRuns:
-        """The responses that are made in the background."""
-        return BackgroundRuns()
+        return self.shared_store or ResponseStore(self.config)
 
     @cached_property
     def mcp(self) -> MCPServers:

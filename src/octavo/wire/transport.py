@@ -61,6 +61,24 @@ def make_decoder(message_type: Any) -> Callable[[bytes], Any]:
     return decode_frame
 
 
+def receive_frame(sock: socket.socket) -> bytes:
+    """Wait for exactly one frame: what follows it stays in the socket. Raises `TransportError` and OSError."""
+    length = int.from_bytes(_receive_exactly(sock, _HEADER_BYTES), "little")
+    if not 0 < length <= MAX_FRAME_BYTES:
+        raise TransportError(f"A frame of {length} bytes was announced.")
+    return _receive_exactly(sock, length)
+
+
+def _receive_exactly(sock: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        chunk = sock.recv(size - len(data))
+        if not chunk:
+            raise TransportError("The connection was closed by the other side.")
+        data += chunk
+    return bytes(data)
+
+
 class FrameReader:
     """Cuts a byte stream into frames; knows no socket. Memory is taken for bytes received, never for bytes promised."""
 
@@ -107,12 +125,13 @@ class FrameReader:
 class BlockingConnection:
     """The engine's end. First `receive` what comes before the loop, then `start` the two threads.
 
-    The reader thread puts messages on `inbox`, and None once when the stream has ended or broken. The writer thread
-    encodes and sends what `send` queued, so that the next step runs meanwhile.
+    The reader thread puts messages on `inbox`, and once, when the stream has ended or broken, what `start` was given
+    for that. The writer thread encodes and sends what `send` queued, so that the next step runs meanwhile.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.inbox: SimpleQueue[Any] = SimpleQueue()
+    def __init__(self, sock: socket.socket, inbox: SimpleQueue[Any] | None = None) -> None:
+        """`inbox`: one that other connections have too; None: one of its own."""
+        self.inbox: SimpleQueue[Any] = inbox or SimpleQueue()
         self._sock = sock
         self._reader = FrameReader()
         self._frames: deque[bytes] = deque()
@@ -129,9 +148,11 @@ class BlockingConnection:
             self._frames.extend(self._read())
         return make_decoder(message_type)(self._frames.popleft())
 
-    def start(self, message_type: Any, on_close: Callable[[TransportError, Any], None] | None = None) -> None:
+    def start(
+        self, message_type: Any, on_close: Callable[[TransportError, Any], None] | None = None, end: object = None
+    ) -> None:
         """Start the reader thread. `on_close` is called in it when the peer is gone or has sent nonsense, with the
-        reason and the last message that came (None: there was none)."""
+        reason and the last message that came (None: there was none); `end` then goes to the inbox."""
         decode = make_decoder(message_type)
 
         def read_loop() -> None:
@@ -145,7 +166,7 @@ class BlockingConnection:
             except TransportError as exc:
                 if on_close is not None and not self._closing:  # else it was our own close()
                     on_close(exc, message)
-                self.inbox.put(None)
+                self.inbox.put(end)
 
         threading.Thread(target=read_loop, name="octavo-reader", daemon=True).start()
 

@@ -13,6 +13,14 @@ class HTTPConfig:
 
     host: str | None = opt(None, "Address to bind; default: all interfaces.")
     port: int = opt(8000, "Port to bind; 0: any free one.", low=0, high=65535)
+    api_server_count: int = opt(
+        1,
+        "API processes in front of the engine, each with a tokenizer of its own; they share the port. More than one "
+        "are for engines that make tokens faster than one process can send them.",
+        low=1,
+        high=256,
+        short="-asc",
+    )
     uds: str | None = opt(None, "Path of a unix socket to bind instead of a port.")
     root_path: str = opt("", "Path prefix that a proxy adds in front of the server's paths.")
     allowed_hosts: list[str] = opt(

@@ -95,5 +95,10 @@ def check_server(config: ServerConfig) -> None:
         _check_traces(config.otlp_traces_endpoint, config.otlp_traces_protocol)
     if config.log_config_file is not None and not config.configure_logging:
         raise InvalidConfig("--log-config-file sets up the log, which --no-configure-logging forbids")
+    if config.api_server_count > 1 and config.lora_resolver_dir is not None:
+        raise InvalidConfig(
+            "--lora-resolver-dir needs --api-server-count 1: an adapter that one process finds there is not one that "
+            "the others have"
+        )
     if config.root_path and not config.root_path.startswith("/"):
         raise InvalidConfig(f"--root-path must begin with a slash; got {config.root_path!r}")

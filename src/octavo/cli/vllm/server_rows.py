@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from octavo.cli.vllm.row import ANY, EMPTY, NONE, OFF, Row, only, other, ours, switch
+from octavo.cli.vllm.row import ANY, EMPTY, NONE, OFF, Row, other, ours, switch
 
-_ONE_PROCESS = "octavo has one API process"
 _HEADERS = "octavo takes at most 100 headers and 64 KiB of them"
 
 SERVER_ROWS: tuple[Row, ...] = (
@@ -42,11 +41,8 @@ SERVER_ROWS: tuple[Row, ...] = (
     Row(option="--model", seed="facebook/opt-125m", today="Qwen/Qwen3-0.6B", meaning="The model, as MODEL."),
     # ---- since then
     ours("--uds", None, "none"),
-    other(
-        "--api-server-count", None, "1", "Number of API processes.", only("0", "1"), _ONE_PROCESS, kind="int",
-        short="-asc",
-    ),
-    switch("--headless", None, "off", "Run engines without an API server.", OFF, _ONE_PROCESS),
+    ours("--api-server-count", None, "1", renamed={"0": None}, short="-asc"),
+    switch("--headless", None, "off", "Run engines without an API server.", OFF, "octavo's engine is no server"),
     switch("--grpc", None, "off", "Serve gRPC instead of HTTP.", OFF, "octavo serves HTTP only"),
     other("--grpc-port", None, "none", "Port of gRPC.", ANY, "it asks for nothing without --grpc", kind="int"),
     switch(

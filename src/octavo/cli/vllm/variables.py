@@ -126,7 +126,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable(name="VLLM_DO_NOT_TRACK", seed="0", today="0", meaning="The same.", accepts=ANY,
              reason="octavo reports nothing to anybody"),
     _unset("PROMETHEUS_MULTIPROC_DIR", "none", "Where several API processes keep their metrics.",
-           "octavo has one API process, which keeps its metrics itself", ANY),
+           "octavo's API processes ask each other for their metrics", ANY),
     Variable(
         name="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", seed="none", today="none", meaning="Where traces are sent.",
         field="otlp_traces_endpoint", reason="In vLLM it has no effect without the flag; in octavo it stands for it.",

@@ -140,8 +140,9 @@ class StructuredOutputs:
         """End those that still wait for their grammar."""
         return [EngineCoreOutput(i, [], "abort") for i in request_ids if self._pending.pop(i, None) is not None]
 
-    def abort_all(self) -> list[EngineCoreOutput]:
-        return self.abort(list(self._pending))
+    @property
+    def pending_requests(self) -> list[int]:
+        return list(self._pending)
 
     # ------------------------------------------------------------------------------------------------ around a step
     def start_masks(self, plan: SchedulerOutput, slots: list[Request | None]) -> None:

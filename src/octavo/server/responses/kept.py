@@ -18,6 +18,7 @@ from octavo.server.responses.history import not_kept
 from octavo.server.responses.protocol.items import Item
 from octavo.server.responses.protocol.reply import Deleted, ItemList
 from octavo.server.responses.protocol.request import Include, ListQuery, RetrieveQuery
+from octavo.server.responses.runs import Run, RunElsewhere
 from octavo.server.responses.store import KeptResponse
 from octavo.server.state import ServerState
 
@@ -38,11 +39,13 @@ class KeptHandlers:
     async def retrieve(self, exchange: Exchange) -> None:
         [response_id] = exchange.path_params
         query = query_of(exchange, RetrieveQuery)
-        run = self._state.runs.get(response_id, exchange.owner)
+        run = await self._state.runs.find(response_id, exchange.owner)
         if query.stream:
             start = 0 if query.starting_after is None else query.starting_after + 1
-            if run is not None:
+            if isinstance(run, Run):
                 events = run.follow(start)
+            elif run is not None:
+                events = self._follow(exchange, run, start)
             else:
                 kept = await self._kept(exchange)
                 if not kept.is_background:
@@ -55,18 +58,24 @@ class KeptHandlers:
             return
         if query.starting_after is not None:
             raise InvalidRequest("`starting_after` needs `stream=true`.", "starting_after")
-        if run is not None:
-            await exchange.send_json(run.making.builder.response)
-            return
-        await exchange.send_json(msgspec.Raw((await self._kept(exchange)).body))
+        body = None if run is None else await run.body()
+        await exchange.send_json(msgspec.Raw(body or (await self._kept(exchange)).body))
+
+    async def _follow(self, exchange: Exchange, run: RunElsewhere, start: int) -> AsyncGenerator[list[bytes], None]:
+        """The events of a response that another process makes."""
+        while (events := await run.events(start)) is not None:
+            start += len(events)
+            yield events
+        async for events in _replayed(await self._kept(exchange), start):  # it has come to its end meanwhile
+            if events:
+                yield events
 
     async def cancel(self, exchange: Exchange) -> None:
         """A response that is at its end stays as it is."""
         [response_id] = exchange.path_params
-        run = self._state.runs.get(response_id, exchange.owner)
-        if run is not None:
-            await run.cancel()
-            await exchange.send_json(run.making.builder.response)
+        run = await self._state.runs.find(response_id, exchange.owner)
+        if run is not None and (body := await run.cancel()) is not None:
+            await exchange.send_json(msgspec.Raw(body))
             return
         kept = await self._kept(exchange)
         if not kept.is_background:
@@ -75,7 +84,7 @@ class KeptHandlers:
 
     async def delete(self, exchange: Exchange) -> None:
         [response_id] = exchange.path_params
-        run = self._state.runs.get(response_id, exchange.owner)
+        run = await self._state.runs.find(response_id, exchange.owner)
         if run is not None:
             await run.cancel()
         if not await self._state.store.delete_response(response_id, exchange.owner):

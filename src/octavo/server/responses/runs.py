@@ -9,11 +9,12 @@ from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from octavo.base.errors import OctavoError, ShuttingDown
+from octavo.client.siblings import NoSiblings, Siblings
 from octavo.served.model import Prepared, ServedModel
 from octavo.server.responses.output import ResponseBuilder
 from octavo.server.responses.protocol.items import Item
@@ -184,20 +185,61 @@ class Run:
             else:
                 await changed.wait()
 
-    async def cancel(self) -> None:
-        """Returns when the response is at its end."""
+    async def body(self) -> bytes | None:
+        """The response as it is, as JSON."""
+        return msgspec.json.encode(self.making.builder.response)
+
+    async def cancel(self) -> bytes | None:
+        """Returns when the response is at its end; the value is it, as JSON."""
         assert self.task is not None
         self.task.cancel()
         await asyncio.wait({self.task})
         self.making.abandon()  # the task may have been cancelled before its first step
         self._finish()
+        return await self.body()
+
+
+class RunElsewhere:
+    """One that another process makes. What it is asked is None when it has come to its end: then the store has it."""
+
+    def __init__(self, siblings: Siblings, response_id: str, owner: str) -> None:
+        self._siblings = siblings
+        self._name = (response_id, owner)
+
+    async def body(self) -> bytes | None:
+        found: bytes | None = await self._ask("run_body")
+        return found
+
+    async def cancel(self) -> bytes | None:
+        found: bytes | None = await self._ask("run_cancel")
+        return found
+
+    async def events(self, start: int) -> list[bytes] | None:
+        """At least one from the `start`-th on, when there is one."""
+        found: list[bytes] | None = await self._ask("run_events", start)
+        return found
+
+    async def _ask(self, what: str, *args: int) -> Any:
+        answers = await self._siblings.everywhere(what, *self._name, *args)
+        return next((answer for answer in answers if answer is not None), None)
 
 
 class BackgroundRuns:
-    """Those of a server."""
+    """Those of this process, and a way to those of others."""
 
-    def __init__(self) -> None:
+    def __init__(self, siblings: Siblings | None = None) -> None:
         self._runs: dict[str, Run] = {}
+        self._siblings = siblings or NoSiblings()
+        self._siblings.offer("run_body", self._body)
+        self._siblings.offer("run_cancel", self._cancel)
+        self._siblings.offer("run_events", self._events)
+
+    async def find(self, response_id: str, owner: str) -> Run | RunElsewhere | None:
+        run = self.get(response_id, owner)
+        if run is not None or self._siblings.count == 1:
+            return run
+        elsewhere = RunElsewhere(self._siblings, response_id, owner)
+        return None if await elsewhere.body() is None else elsewhere
 
     def get(self, response_id: str, owner: str) -> Run | None:
         run = self._runs.get(response_id)
@@ -217,6 +259,22 @@ class BackgroundRuns:
         run.task = asyncio.create_task(run.run())
         run.task.add_done_callback(lambda task: self._runs.pop(response_id))
         return run
+
+    async def _body(self, response_id: str, owner: str) -> bytes | None:
+        run = self.get(response_id, owner)
+        return None if run is None else await run.body()
+
+    async def _cancel(self, response_id: str, owner: str) -> bytes | None:
+        run = self.get(response_id, owner)
+        return None if run is None else await run.cancel()
+
+    async def _events(self, response_id: str, owner: str, start: int) -> list[bytes] | None:
+        run = self.get(response_id, owner)
+        if run is not None:
+            async with aclosing(run.follow(start)) as pieces:
+                async for events in pieces:
+                    return events
+        return None
 
     async def close(self) -> None:
         for run in list(self._runs.values()):
