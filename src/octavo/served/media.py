@@ -19,13 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from octavo.base.config.media import MEDIA_KINDS, MediaConfig, io_text, media_io, media_limits
+from octavo.base.config.media import MediaConfig, media_limits
 from octavo.base.errors import InvalidConfig, InvalidRequest
 from octavo.base.media import PreparedMedia
 from octavo.media.decoder import MediaDecoder
 from octavo.media.fetcher import Fetcher, base64_bytes
 from octavo.media.part import DETAILS, GivenMedia, MediaPart, media_part
 from octavo.served.media_cache import MediaCache
+from octavo.served.media_settings import MediaSettings, Settled
 from octavo.served.media_text import Mark, MediaText
 from octavo.served.parts import SoundProcessor, VideoProcessor
 from octavo.served.turn import MediaOptions
@@ -119,8 +120,7 @@ class MediaReader:
         self._rows_width = rows_width
         self._config = config
         self._limits = media_limits(config)
-        self._io = media_io(config.media_io_kwargs)
-        self._defaults: dict[str, Any] = json.loads(config.mm_processor_kwargs or "{}")
+        self._settings = MediaSettings(config)
         self._fetcher = fetcher or Fetcher(config)
         self._decoder = decoder or MediaDecoder(config.media_decode_timeout)
         self._cache = MediaCache(config.mm_processor_cache_bytes)
@@ -169,7 +169,7 @@ class MediaReader:
                 if medium is not None:
                     found.append((i, j, medium))
         if not found:
-            self._settled(options)  # what is wrong with them is wrong without media too
+            self._settings.under(options)  # what is wrong with them is wrong without media too
             return Collected(list(messages), [])
         pieces = await self.loaded([part for _, _, part in found], options, salt)
         at = {(i, j): own for (i, j, _), own in zip(found, pieces, strict=True)}
@@ -180,7 +180,7 @@ class MediaReader:
         """Each part as texts and media. Raises as `collected`."""
         try:
             self._check_counts(parts)
-            settled = self._settled(options)
+            settled = self._settings.under(options)
             return await _all([self._pieces(part, settled, salt) for part in parts])
         except InvalidRequest:
             self.stats.num_refused += 1
@@ -201,32 +201,8 @@ class MediaReader:
                     part.place,
                 )
 
-    def _settled(self, options: MediaOptions) -> _Settled:
-        """The server's options under the request's, each within the server's bounds. Raises `InvalidRequest`."""
-        for name, value in (("mm_processor_kwargs", options.processor), ("media_io_kwargs", options.io)):
-            if value and not self._config.trust_request_mm_kwargs:
-                raise InvalidRequest(
-                    f"This server takes no `{name}` from requests (--trust-request-mm-kwargs is off).", name
-                )
-        io = {kind: dict(self._io.get(kind, {})) for kind in MEDIA_KINDS}
-        try:
-            for kind, own in media_io(io_text(options.io) if options.io else None, "media_io_kwargs").items():
-                io[kind] |= own
-        except InvalidConfig as exc:
-            raise InvalidRequest(f"{exc.message}.", "media_io_kwargs") from None
-        config = self._config
-        return _Settled(
-            processor={**self._defaults, **(options.processor or {})},
-            image={
-                "max_pixels": config.max_image_pixels,
-                "background": io["image"].get("rgba_background_color"),
-            },
-            num_frames=min(io["video"].get("num_frames", 32), config.max_video_frames),
-            max_pages=min(io["file"].get("max_pages", config.max_file_pages), config.max_file_pages),
-        )
-
     # ------------------------------------------------------------ one part
-    async def _pieces(self, part: MediaPart, settled: _Settled, salt: str) -> Pieces:
+    async def _pieces(self, part: MediaPart, settled: Settled, salt: str) -> Pieces:
         alias = None if part.uuid is None else (salt, part.kind, part.uuid)
         if part.url is None and part.data is None and part.values is None:
             return self._known(alias, part)
@@ -266,7 +242,7 @@ class MediaReader:
             return await asyncio.to_thread(_listed_frames, url, part.param)
         return [await self._fetcher.bytes_of(url, part.param)]
 
-    async def _made(self, part: MediaPart, blobs: list[bytes], settled: _Settled) -> Pieces:
+    async def _made(self, part: MediaPart, blobs: list[bytes], settled: Settled) -> Pieces:
         if part.kind == "embeds":
             return [Mark("image", await self._in_thread(self._embeds, blobs[0], part.param))]
         started = time.monotonic()
@@ -278,7 +254,7 @@ class MediaReader:
         self.stats.seconds["prepare"] += time.monotonic() - now
         return pieces
 
-    async def _decoded(self, part: MediaPart, blobs: list[bytes], settled: _Settled) -> dict[str, Any]:
+    async def _decoded(self, part: MediaPart, blobs: list[bytes], settled: Settled) -> dict[str, Any]:
         if part.values is not None:
             return _decoded_values(part, blobs)
         options: dict[str, Any] = dict(settled.image)
@@ -339,14 +315,6 @@ class MediaReader:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
 
-@dataclass(frozen=True, slots=True)
-class _Settled:
-    processor: dict[str, Any]
-    image: dict[str, Any]
-    num_frames: int
-    max_pages: int
-
-
 def _pixels(size: Mapping[str, int], rgb: bytes) -> np.ndarray:
     import numpy as np  # with the first picture: a server of text needs none
 
@@ -367,7 +335,7 @@ def _with_marks(message: Mapping[str, Any], i: int, at: Mapping[tuple[int, int],
     return {**message, "content": parts}
 
 
-def _source_digest(part: MediaPart, blobs: Sequence[bytes], settled: _Settled) -> bytes:
+def _source_digest(part: MediaPart, blobs: Sequence[bytes], settled: Settled) -> bytes:
     """SHA-256 of all that the pieces of a part follow from."""
     facts = (part.kind, part.detail, part.title, part.values is None, settled.processor, settled.image)
     sizes = (settled.num_frames, settled.max_pages, list(map(len, blobs)))
