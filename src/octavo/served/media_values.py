@@ -63,14 +63,14 @@ def _pixels(value: Any, param: str) -> np.ndarray:
 
 def _samples(value: Any, param: str) -> tuple[np.ndarray, int]:
     """float32 [samples] in -1..1 and their rate, of a pair of both."""
-    from octavo.media.decoding.sounds import RATES
+    from octavo.media.decoding.sounds import RATES, are_samples
 
     if not isinstance(value, tuple | list) or len(value) != 2 or type(value[1]) not in (int, float):
         raise InvalidRequest("A sound is a pair: an array of samples, and how many make a second.", param)
     given = np.asarray(value[0])
     is_whole = given.dtype.name in ("int16", "int32")
     is_sound = given.ndim == 1 and given.size and (is_whole or given.dtype.kind == "f")
-    if not is_sound or not np.isfinite(samples := np.ascontiguousarray(given, np.float32)).all():
+    if not is_sound or not are_samples(samples := np.ascontiguousarray(given, np.float32)):
         raise InvalidRequest("A sound's samples are of one channel: floats in -1..1, int16 or int32.", param)
     if not RATES.start <= value[1] < RATES.stop:
         raise InvalidRequest(f"A sound has {RATES.start} to {RATES.stop - 1} samples a second.", param)
