@@ -12,6 +12,7 @@ from octavo.base.errors import ShuttingDown
 from octavo.client.generation import GenerationDelta
 from octavo.client.observer import RequestTimes
 from octavo.wire.messages import TokenLogprobs
+from support.media_fakes import FakeProcessor, HearingProcessor
 from support.server_fakes import CONTEXT, MODEL, Reply, Server, answer, make_server, with_logprobs
 from support.tool_fakes import CLOCK, TWO, WEATHER
 
@@ -183,6 +184,19 @@ def test_models() -> None:
     assert shown["capabilities"] == ["completion", "tools", "thinking"]
     assert shown["model_info"]["fake.context_length"] == CONTEXT
     assert server.get("/api/version").json()["server"].startswith("octavo ")
+
+
+@pytest.mark.parametrize(
+    ("processor", "limit", "expected"),
+    [
+        (FakeProcessor(), None, ["completion", "vision"]),
+        (HearingProcessor(), None, ["completion", "vision", "audio"]),
+        (HearingProcessor(), '{"audio": 0}', ["completion", "vision"]),
+    ],
+)
+def test_a_model_says_which_media_it_reads(processor: FakeProcessor, limit: str | None, expected: list[str]) -> None:
+    server = make_server(processor=processor, limit_mm_per_prompt=limit)
+    assert server.post("/api/show", {"model": MODEL}).json()["capabilities"] == expected
 
 
 # ------------------------------------------------------------------------------------------------ errors
