@@ -318,6 +318,8 @@ def test_term_lets_the_requests_of_every_process_finish(start: Any) -> None:
     server = start(**SLOW).wait_ready()
     clients = pair(server)
     streams = [clients[0].stream(40), clients[1].stream(120)]
+    for process in workers(server):  # as one who stops a whole group does
+        process.terminate()
     server.signal(signal.SIGTERM)
     for stream in streams:
         events = list(stream)
@@ -376,6 +378,20 @@ def test_when_the_engine_dies_every_request_of_every_process_is_told(start: Any)
         assert list(stream)[-2]["error"]["code"] == "engine_dead"
     assert server.wait(5) == 1
     assert "The engine process is dead: it was killed by SIGKILL (out of memory?)." in server.stderr
+
+
+def test_when_the_parent_is_killed_nothing_is_left(start: Any) -> None:
+    server = start(**SLOW).wait_ready()
+    processes = [*workers(server), server.engine()]
+    streams = [client.stream(3000) for client in pair(server)]
+    server.signal(signal.SIGKILL)
+    assert server.wait(5) == -signal.SIGKILL
+    for process in processes:
+        wait_gone(process, 5)
+    for stream in streams:
+        stream.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", server.port), 2)
 
 
 # ---------------------------------------------------------------- real weights
