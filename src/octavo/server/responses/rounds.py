@@ -16,7 +16,7 @@ from octavo.base.errors import InvalidRequest
 from octavo.served.model import Prepared, ServedModel
 from octavo.served.turn import Conversation, ToolChoice
 from octavo.server.mcp.servers import MCPServer
-from octavo.server.mcp.session import MCPFailed, MCPSession
+from octavo.server.mcp.session import MCPFailed, MCPSession, distinct
 from octavo.server.openai.protocol.tools import check_name
 from octavo.server.openai.serving import Serving
 from octavo.server.responses.decoding import Offered, conversation_of, own_place, prepared, turn_of
@@ -318,7 +318,7 @@ def _listed(label: str, items: Sequence[Item]) -> Sequence[Mapping[str, Any]] | 
     for item in reversed(items):
         if item["type"] == "mcp_list_tools" and item["server_label"] == label and item.get("error") is None:
             tools: Sequence[Mapping[str, Any]] = item["tools"]
-            return tools
+            return distinct(tools)
     return None
 
 
