@@ -307,6 +307,22 @@ def test_a_signal_while_the_model_loads_leaves_nothing(start: Any, signum: int) 
     assert "Traceback" not in server.stderr
 
 
+@pytest.mark.parametrize(
+    ("who", "said"),
+    [("worker", "An API process ended while it started"), ("engine", "The engine process ended while it started")],
+)
+def test_a_process_that_is_killed_in_the_start_ends_it(start: Any, who: str, said: str) -> None:
+    server = start(FAKE_LOAD_SECONDS="60")
+    engine = server.engine()
+    processes = eventually(lambda: found if len(found := workers(server)) == 2 else None, 20, "two processes")
+    (engine if who == "engine" else processes[1]).kill()
+    assert server.wait(10) == 1
+    assert server.stderr.count("octavo serve: error: ") == 1
+    assert f"{said}: it was killed by SIGKILL" in server.stderr
+    for process in [engine, *processes]:
+        wait_gone(process, 5)
+
+
 def test_adapters_that_each_process_would_find_for_itself_are_refused(start: Any, tmp_path: Path) -> None:
     server = start("--enable-lora", "--lora-resolver-dir", str(tmp_path))
     assert server.wait(10) == 2
