@@ -138,6 +138,15 @@ def test_a_server_that_repeats_itself_and_the_keys_it_was_given(caplog: pytest.L
     assert "the key *** is not known" in caplog.text and "operators-key" not in caplog.text + json.dumps(body)
 
 
+def test_arguments_that_no_server_could_get_leave_the_session_as_it_is() -> None:
+    server = server_calling(None, call_of("count"), call_of("count", half="\ud800"), call_of("count"), "Done.")
+    body = respond(server, tools=[tool_of()]).json()
+    assert items(body) == ["mcp_list_tools", "mcp_call", "mcp_call", "mcp_call", "message"]
+    first, half, second = body["output"][1:4]
+    assert (first["output"], half["status"], second["output"]) == ("1", "failed", "2")
+    assert half["error"]["message"] == "the arguments are no JSON object"
+
+
 def test_a_list_of_pages_without_end_is_given_up_at_its_bound() -> None:
     server = server_calling(None, "Hi", **odd("endless", mcp_max_bytes=2500))
     body = respond(server, tools=[tool_of("odd")]).json()
