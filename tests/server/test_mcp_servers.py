@@ -138,6 +138,17 @@ def test_a_server_that_repeats_itself_and_the_keys_it_was_given(caplog: pytest.L
     assert "the key *** is not known" in caplog.text and "operators-key" not in caplog.text + json.dumps(body)
 
 
+def test_a_server_that_leads_elsewhere_shows_no_path_of_its_url(caplog: pytest.LogCaptureFixture) -> None:
+    with running() as run:
+        run.status, run.location = 307, "http://elsewhere.example/operators-path/"
+        servers = {"small": {"url": run.url.removesuffix("mcp") + "operators-path"}}
+        body = respond(server_calling(run, "Hi", mcp_servers=json.dumps(servers)), tools=[tool_of()]).json()
+    assert items(body) == ["mcp_list_tools", "message"]
+    assert "Redirect to http://elsewhere.example***/ not followed" in body["output"][0]["error"]
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("octavo")]
+    assert "operators-path" not in json.dumps([body, *told])
+
+
 def test_arguments_that_no_server_could_get_leave_the_session_as_it_is() -> None:
     server = server_calling(None, call_of("count"), call_of("count", half="\ud800"), call_of("count"), "Done.")
     body = respond(server, tools=[tool_of()]).json()

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import octavo
 from octavo.base.command_line import HIDDEN
@@ -31,7 +32,7 @@ M = TypeVar("M", bound=Mapping[str, Any])
 
 #: Most tools of one server.
 MAX_TOOLS: Final = 1024
-#: Shorter values of headers and variables are words that may stand in any text.
+#: Shorter values of headers and variables, and paths, are words that may stand in any text.
 _MIN_SECRET_CHARS: Final = 8
 #: Seconds that a session has to take leave.
 _LEAVE_SECONDS: Final = 5.0
@@ -164,8 +165,9 @@ class MCPSession:
         raise failed from None
 
     def _without_secrets(self, text: str) -> str:
-        """A server may repeat what it was sent, such as a key that it does not know."""
-        for value in (*self._headers.values(), *self._server.env.values()):
+        """A server may repeat what it was sent, such as a key that it does not know, or lead to another URL with it."""
+        path = urlsplit(self._server.url or "").path
+        for value in (*self._headers.values(), *self._server.env.values(), path):
             for secret in (value, value.rpartition(" ")[2]):  # a scheme stands before it
                 if len(secret) >= _MIN_SECRET_CHARS:
                     text = text.replace(secret, HIDDEN)
