@@ -269,7 +269,10 @@ def test_what_published_objects_have_is_known(model: type[WireModel], published:
 
 def test_what_objects_within_have_besides_is_named_or_with_strict_requests_refused(server: Server) -> None:
     tool = {"type": "function", **FUNCTION, "output_schema": {"type": "object"}}
-    said = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi", "phase": "commentary"}]
+    said = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi", "phase": "commentary", "other": None},
+    ]
     body = {"input": [*said, said[0], said[1], said[0]], "tools": [tool], "text": {"frobnicate": 1}}
     reply = server.post("/v1/responses", body)
     assert reply.headers[IGNORED] == "input.phase, text.frobnicate, tools.output_schema"

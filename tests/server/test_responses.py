@@ -264,7 +264,12 @@ def test_thoughts_come_back_in_the_field_that_clients_carry() -> None:
     whole, _ = both(server, include=["reasoning.encrypted_content"], store=False)
     thought = whole["output"][0]
     assert "encrypted_content" not in respond(server).json()["output"][0]
-    carried = {"type": "reasoning", "id": thought["id"], "summary": [], "encrypted_content": thought["encrypted_content"]}
+    carried = {
+        "type": "reasoning",
+        "id": thought["id"],
+        "summary": [],
+        "encrypted_content": thought["encrypted_content"],
+    }
     for item in (carried, thought):
         assert respond(server, [USER, item, {"role": "assistant", "content": "Hi"}, USER]).status == 200
         said = server.renderer.messages[1]

@@ -223,7 +223,10 @@ def ignored_fields(body: Mapping[str, Any], model: type[WireModel], refusals: Re
 
 
 def ignored_below(body: Mapping[str, Any], request: WireModel) -> list[str]:
-    """The same of the objects in `body`, validated as `request`: paths without the places in lists, sorted."""
+    """The same of the objects in `body`, validated as `request`: paths without the places in lists, sorted.
+
+    Null asks for nothing: clients send back what replies have with all the fields that their own types know.
+    """
     found: set[str] = set()
     for name, key in _wire_names(type(request)):
         found.update(_unknown(body.get(name), getattr(request, key), name))
@@ -237,7 +240,8 @@ def _unknown(given: Any, value: Any, path: str) -> Iterator[str]:
     elif isinstance(value, WireModel) and isinstance(given, dict):
         names = _wire_names(type(value))
         if value.model_config.get("extra") != "allow":
-            yield from (f"{path}.{name}" for name in given.keys() - {name for name, _ in names})
+            unknown = given.keys() - {name for name, _ in names}
+            yield from (f"{path}.{name}" for name in unknown if given[name] is not None)
         for name, key in names:
             if name in given:
                 yield from _unknown(given[name], getattr(value, key), f"{path}.{name}")
