@@ -230,6 +230,18 @@ def test_tool_choice(choice: Any, kinds: list[str]) -> None:
     assert reply["stop_reason"] == ("end_turn" if choice["type"] == "none" else "tool_use")
 
 
+def test_a_format_of_the_text_holds_nothing_where_calls_are_forced() -> None:
+    form = {"type": "json_schema", "schema": {"type": "object"}}
+    fields = {"tools": [WEATHER], "tool_choice": {"type": "any"}}
+    server = saying(ONE, reasoning=None)
+    assert ask(server, output_config={"format": form}, **fields).json()["stop_reason"] == "tool_use"
+    ask(server, **fields)
+    formed, plain = server.engine.requests
+    assert formed.params.grammar == plain.params.grammar
+    bad = {"format": {**form, "schema": {"$ref": "#/nowhere"}}}
+    assert ask(server, output_config=bad, **fields).status == 400
+
+
 def test_one_call_at_most() -> None:
     server = saying(TWO, reasoning=None)
     choice = {"type": "auto", "disable_parallel_tool_use": True}

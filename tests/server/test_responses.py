@@ -276,6 +276,21 @@ def test_thoughts_come_back_in_the_field_that_clients_carry() -> None:
         assert (said["content"], said["reasoning_content"]) == ("Hi", "Hm.")
 
 
+def test_a_format_of_the_text_holds_nothing_where_calls_are_forced() -> None:
+    """Some clients send the schema of an answer as a format, and as a function that must be called."""
+    server = server_saying(ONE)
+    form = {"type": "json_schema", "name": "a", "schema": {"type": "object", "properties": {}}}
+    for choice in ("required", {"type": "function", "name": "get_weather"}):
+        fields = {"tools": TOOLS[:1], "tool_choice": choice}
+        reply = checked(respond(server, text={"format": form}, **fields).json())
+        assert [item["type"] for item in reply["output"]] == ["function_call"]
+        respond(server, **fields)
+        formed, plain = server.engine.requests[-2:]
+        assert formed.params.grammar == plain.params.grammar
+    bad = {"format": {**form, "schema": {"$ref": "#/nowhere"}}}
+    assert respond(server, text=bad, **fields).error["param"].startswith("text.format.schema")
+
+
 def test_effort_and_summaries_reach_the_template_or_are_named() -> None:
     server = make_server()
     reply = respond(server, reasoning={"effort": "none", "summary": "auto"})

@@ -43,6 +43,11 @@ class Offered:
     places: Sequence[int]
     may_call: bool = False
 
+    @property
+    def forces_calls(self) -> bool:
+        """The model writes no text, which a format of it could hold."""
+        return self.choice is not None and self.choice.forces_calls
+
 
 def offered_of(request: ConversationFields) -> Offered:
     """The functions of a request that has no others."""
@@ -151,12 +156,13 @@ def turn_of(
         sampling["repetition_detection"] = request.repetition_detection.detection()
     if request.max_output_tokens is not None:
         sampling["max_tokens"] = request.max_output_tokens
+    constraint = constraint_of(request.text.format if request.text is not None else None, model.grammar_limits)
     return Turn(
         request_id=request_id,
         prompts=[conversation],
         sampling=sampling,
         prompt_param="input",
-        constraint=constraint_of(request.text.format if request.text is not None else None, model.grammar_limits),
+        constraint=None if offered.forces_calls else constraint,
         wishes=wishes_of(request, offered),
         priority=request.priority or 0,
         cache_salt=request.cache_salt or "",
