@@ -51,7 +51,7 @@ class Serving:
         if ignored := [*ignored_fields(body, model, refusals), *ignored_below(body, request)]:
             if self.state.config.strict_requests:
                 name = clip(ignored[0], 64)
-                hint = nearest(name, model.model_fields)
+                hint = "" if "." in name else nearest(name, model.model_fields)
                 raise InvalidRequest(f"There is no field `{name}`{hint}", name)
             self.note_ignored(exchange, ignored)
         return body, request

@@ -25,7 +25,7 @@ from octavo.server.responses.protocol.request import (
 )
 from octavo.text.grammars.grammar import ANY_OBJECT, GrammarLimits, spec_of_schema
 
-#: What this API calls our fields.
+#: What this API calls chat's fields for templates, and our parameters.
 _SWITCHES = {"reasoning_effort": "reasoning.effort", "verbosity": "text.verbosity"}
 _NAMES = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs", "tools.*.function": "tools.*"}
 
