@@ -60,8 +60,8 @@ class StepGraphs:
         self._device = device
         self._planner = planner
         self._sizes = sorted(sizes)
-        #: By size, and whether there are rows with adapters.
-        self._graphs: dict[tuple[int, bool], _Graph] = {}
+        #: By size, whether there are rows with adapters, and the kind of the attention's plan.
+        self._graphs: dict[tuple[Any, ...], _Graph] = {}
         self._free_slot = free_slot
         self._is_plain = is_plain
         #: How the last step was launched: `ModelRunnerOutput.graph`.
@@ -76,11 +76,11 @@ class StepGraphs:
         if self.last:
             return None
         size = next(size for size in self._sizes if size >= num_seqs)
-        arrays = self._planner.padded_arrays(host.seq_lens, size)
+        arrays = self._planner.padded_arrays(host.seq_lens, size, are_apart=host.are_apart)
         if arrays is None:
             self.last = "contexts too long"
             return None
-        key = size, host.adapter_slots is not None
+        key = size, host.adapter_slots is not None, arrays.kind
         graph = self._graphs.get(key)
         if graph is None:
             graph = self._graphs[key] = _Graph(self._input_buffer(host, size, arrays))

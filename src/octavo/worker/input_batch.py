@@ -41,6 +41,12 @@ class HostBatch:
     position_parts: np.ndarray | None = None  # int32 [3, T], where a token's position has several
     adapter_slots: np.ndarray | None = None  # int32 [T], -1: none; None: no token has an adapter
 
+    @property
+    def are_apart(self) -> bool:
+        """Whether no sequence sees a key that another one writes: blocks are shared when a step is over that filled
+        them, so only by the sequences of one request."""
+        return not self.rows.drafts and len(set(self.slots.tolist())) == len(self.slots)
+
 
 class RowTensors(NamedTuple):
     """What sampling reads of a step's rows, on the device, int64 [S] each: it travels with the step's inputs."""

@@ -8,6 +8,7 @@ long sequence keeps the whole GPU busy, and the result is the same whatever else
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
@@ -18,10 +19,10 @@ import triton
 from octavo.ops.operands import Heads, KeyBlocks
 from octavo.ops.triton.attention_kernels import combine_kernel, decode_kernel, prefill_kernel
 from octavo.ops.triton.attention_plan import CHUNK, AttentionPlan, AttentionPlanner, plan_of, prefill_tile
-from octavo.ops.triton.rope import kv_cache_shapes
+from octavo.ops.triton.rope import FLOAT8_MAX, kv_cache_shapes
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
-__all__ = ["CHUNK", "AttentionPlanner", "attention", "kv_cache_shapes", "variants"]
+__all__ = ["CHUNK", "AttentionPlanner", "Rotation", "attention", "can_rotate", "kv_cache_shapes", "variants"]
 
 #: Chunks that the combining kernel reads at once.
 _COMBINED: Final = 16
@@ -34,6 +35,34 @@ _DECODE_TILES: Final = {
     (128, 4): (32, 4, 2, 2), (256, 4): (16, 4, 2, 1), (512, 2): (16, 4, 2, 1), (512, 4): (16, 4, 1, 1),
 }  # fmt: skip
 _INTERPRETED_PROCESSORS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """What `rope_kv_write` is told beside the tensors that an attention knows."""
+
+    positions: Tensor  # int32 [T]
+    slots: Tensor  # int64 [T]
+    cos_sin: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    eps: float
+    norms_rotated: bool
+    q_scales: Tensor | None
+
+
+def can_rotate(plan: AttentionPlan) -> bool:
+    """Whether `attention` can take a rotation: each sequence decodes, and none sees what another writes."""
+    return plan.are_apart and not plan.num_tiles and plan.prompt_step is None
+
+
+def _rotation_arguments(rotation: Rotation | None, k_scale: float, v_scale: float) -> tuple[Any, ...]:
+    if rotation is None:
+        return (None,) * 5 + (0.0, None, 0.0, 0.0)
+    return (
+        rotation.positions, rotation.slots, rotation.cos_sin, rotation.q_norm, rotation.k_norm, rotation.eps,
+        rotation.q_scales, 1.0 / k_scale, 1.0 / v_scale,
+    )  # fmt: skip
 
 
 @cache
@@ -68,8 +97,12 @@ def attention(
     key_ends: Tensor | None = None,
     blocks: KeyBlocks | None = None,
     plan: AttentionPlan | None = None,
+    rotation: Rotation | None = None,
 ) -> None:
-    """`reference_attention.attention`, on the cache of `rope`. Without a plan one is made: it waits for the device."""
+    """`reference_attention.attention`, on the cache of `rope`. Without a plan one is made: it waits for the device.
+
+    rotation: `rope_kv_write` is part of it, and qkv stays as it is: of a plan that `can_rotate`.
+    """
     if plan is None:
         heads = Heads(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
         plan = plan_of(heads, qkv, seq_lens, query_start_loc)
@@ -118,27 +151,32 @@ def attention(
             softcap,
             v_scale,
             window,
+            *_rotation_arguments(rotation, k_scale, v_scale),
             **common,
+            ROTATES=rotation is not None and rotation.cos_sin is not None,
+            NORMS_ROTATED=rotation is not None and rotation.norms_rotated,
+            LIMIT=FLOAT8_MAX.get(k_cache.dtype, 0.0) if rotation is not None else 0.0,
             BLOCK_M=max(16, group_rows),
             BLOCK_N=block_n,
             CHUNK=CHUNK,
             num_warps=num_warps,
             num_stages=num_stages,
         )
-        combine_kernel[(plan.num_decodes, num_heads)](
-            out,
-            plan.partial,
-            plan.partial_stats,
-            seq_lens,
-            plan.starts,
-            sinks,
-            v_scale,
-            NUM_HEADS=num_heads,
-            D=head_dim,
-            BLOCK_D=block_d,
-            CHUNK=CHUNK,
-            BLOCK_C=_COMBINED,
-        )
+        if plan.is_split:
+            combine_kernel[(plan.num_decodes, num_heads)](
+                out,
+                plan.partial,
+                plan.partial_stats,
+                seq_lens,
+                plan.starts,
+                sinks,
+                v_scale,
+                NUM_HEADS=num_heads,
+                D=head_dim,
+                BLOCK_D=block_d,
+                CHUNK=CHUNK,
+                BLOCK_C=_COMBINED,
+            )
     is_plain = k_scale == v_scale == 1.0 and slopes is None and sinks is None and not chunked
     is_plain = is_plain and causal and key_ends is None and blocks is None and biases is None
     if plan.prompts is not None and plan.prompt_step is not None and is_plain:
@@ -183,6 +221,15 @@ def _blocks(blocks: KeyBlocks | None) -> dict[str, int]:
     )
 
 
+def _rotation_variant(rotates: bool, normed: bool, kv_dtype: torch.dtype) -> tuple[dict[str, str], dict[str, Any]]:
+    """Pointers of a rotation, and the constants of the parameters that are none."""
+    pointers = {"positions": "*i32", "slots": "*i64", "cos_sin": "*fp32"} if rotates else {}
+    pointers |= {"q_norm": "*fp32", "k_norm": "*fp32"} if normed else {}
+    absent = {"positions", "slots", "cos_sin", "q_norm", "k_norm", "q_scales"} - set(pointers)
+    limit = FLOAT8_MAX.get(kv_dtype, 0.0) if rotates else 0.0
+    return pointers, {**dict.fromkeys(absent), "ROTATES": rotates, "NORMS_ROTATED": False, "LIMIT": limit}
+
+
 def variants() -> list[Variant]:
     found = []
     for heads, kv_heads, head_dim, kv_dtype, kind in (
@@ -217,18 +264,20 @@ def variants() -> list[Variant]:
         block_n, num_warps, num_stages, _ = _DECODE_TILES[head_dim, 2]
         scratch = dict.fromkeys(("partial", "partial_stats"), "*fp32")
         own = {"items": "*i32", "starts": "*i32"}
-        found.append(
-            Variant(
-                name=f"decode {name}",
-                kernel=decode_kernel,
-                signature={**pointers, **scratch, **own, **numbers, "num_seqs": "i32"},
-                constexprs={**constexprs, "BLOCK_M": 16, "BLOCK_N": block_n, "CHUNK": CHUNK},
-                num_warps=num_warps,
-                num_stages=num_stages,
-                divisible=frozenset({*pointers, *scratch, *own, "block_stride"}),
-                min_capability=minimum,
+        for rotates, normed, chained in ((False, False, False), (True, False, False), (True, True, False), (True, True, True)):
+            turned, constants = _rotation_variant(rotates, normed, kv_dtype)
+            found.append(
+                Variant(
+                    name=f"decode {name}{' rotated' if rotates else ''}{' normed' if normed else ''}{' chained' if chained else ''}",
+                    kernel=decode_kernel,
+                    signature={**pointers, **scratch, **own, **turned, **numbers, "num_seqs": "i32", "eps": "fp32", "k_factor": "fp32", "v_factor": "fp32"},
+                    constexprs={**constexprs, **constants, "BLOCK_M": 16, "BLOCK_N": block_n, "CHUNK": CHUNK, "CHAINED": chained},
+                    num_warps=num_warps,
+                    num_stages=num_stages,
+                    divisible=frozenset({*pointers, *scratch, *own, *turned, "block_stride"}),
+                    min_capability=max(minimum, 90 if chained else 80),
+                )
             )
-        )
         block_m, block_n, num_warps, num_stages = prefill_tile(head_dim, 2)
         own = {"query_start_loc": "*i32", "tiles": "*i32"}
         # Rows that see all keys, and rows with ends of their own, need as much of a processor as any.

@@ -43,6 +43,8 @@ class AttentionPlan:
     tiles: Tensor  # int32 [num_tiles, 2]: sequence, tile of its queries
     partial: Tensor  # float32 [items, Hq, BLOCK_D]
     partial_stats: Tensor  # float32 [items, Hq, 2]: maximum, sum
+    is_split: bool = True  # a sequence that decodes may have several items
+    are_apart: bool = False  # no sequence sees a key that another one of the step writes
     prompts: FlashInferPrompts | None = None  # who computes `prompt_step` instead of the tiles
     prompt_step: PromptStep | None = None
 
@@ -52,6 +54,8 @@ class _Numbers:
     num_decodes: int
     num_items: int
     num_tiles: int
+    is_split: bool
+    are_apart: bool
     prompt_step: PromptStep | None = None
 
 
@@ -87,14 +91,17 @@ class AttentionPlanner:
         # All but the last are kept for graphs that were captured; together they take less than the last.
         self._scratch: list[tuple[Tensor, Tensor]] = []
 
-    def arrays(self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int) -> PlannedArrays:
-        """seq_lens int32 [B]; query_start_loc int32 [B + 1]; the first `num_decodes` sequences have one query each."""
+    def arrays(
+        self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int, *, are_apart: bool = False
+    ) -> PlannedArrays:
+        """seq_lens int32 [B]; query_start_loc int32 [B + 1]; the first `num_decodes` sequences have one query each.
+        `are_apart`: no sequence sees a key that another one of the step writes."""
         items, starts = _chunks(seq_lens[:num_decodes])
         tiles = _tiles(seq_lens, query_start_loc, num_decodes, self._queries)
         step = None if self._prompts is None else self._prompts.step(seq_lens, query_start_loc, num_decodes)
-        return PlannedArrays((items, starts, tiles), _Numbers(num_decodes, len(items), len(tiles), step))
+        return PlannedArrays((items, starts, tiles), _Numbers(num_decodes, len(items), len(tiles), len(items) > num_decodes, are_apart, step))
 
-    def padded_arrays(self, seq_lens: np.ndarray, size: int) -> PlannedArrays | None:
+    def padded_arrays(self, seq_lens: np.ndarray, size: int, *, are_apart: bool = False) -> PlannedArrays | None:
         """For a step of `size` sequences that all decode, of which the last may be missing: arrays of a shape that
         depends on `size` alone. None: the contexts need more items than there are."""
         items, starts = _chunks(seq_lens)
@@ -104,7 +111,9 @@ class AttentionPlanner:
         padded = np.zeros((capacity, 2), np.int32)
         padded[: len(items)] = items
         starts = np.pad(starts, (0, size - len(seq_lens)), mode="edge")
-        return PlannedArrays((padded, starts, np.zeros((0, 2), np.int32)), _Numbers(size, capacity, 0))
+        kind = is_split, are_apart = len(items) > len(seq_lens), are_apart
+        numbers = _Numbers(size, capacity, 0, is_split, are_apart)
+        return PlannedArrays((padded, starts, np.zeros((0, 2), np.int32)), numbers, kind)
 
     def plan(self, arrays: PlannedArrays, tensors: Sequence[Tensor]) -> AttentionPlan:
         """`tensors`: those of `arrays` on the device."""
@@ -122,7 +131,7 @@ class AttentionPlanner:
             )
         return AttentionPlan(
             numbers.num_decodes, numbers.num_items, items, starts, numbers.num_tiles, tiles, *self._scratch[-1],
-            prompts=self._prompts, prompt_step=numbers.prompt_step,
+            is_split=numbers.is_split, are_apart=numbers.are_apart, prompts=self._prompts, prompt_step=numbers.prompt_step,
         )  # fmt: skip
 
 
