@@ -29,8 +29,8 @@ class BusyDevice(InterpretedDevice):
 
 
 class Planner:
-    def padded_arrays(self, seq_lens: np.ndarray, size: int) -> PlannedArrays:
-        return PlannedArrays()
+    def padded_arrays(self, seq_lens: np.ndarray, size: int, *, are_apart: bool) -> PlannedArrays:
+        return PlannedArrays(kind=(are_apart,))
 
     def plan(self, arrays: PlannedArrays, tensors: list[torch.Tensor]) -> None: ...
 
@@ -89,8 +89,8 @@ def test_a_capture_that_fails_costs_its_size_the_graph_and_nothing_else(caplog: 
 )
 def test_a_step_that_is_not_captured_says_why(changes: dict[str, Any], reason: str) -> None:
     class ShortPlanner(Planner):
-        def padded_arrays(self, seq_lens: np.ndarray, size: int) -> PlannedArrays | None:
-            return None if seq_lens.max() > 8 else super().padded_arrays(seq_lens, size)
+        def padded_arrays(self, seq_lens: np.ndarray, size: int, *, are_apart: bool) -> PlannedArrays | None:
+            return None if seq_lens.max() > 8 else super().padded_arrays(seq_lens, size, are_apart=are_apart)
 
     graphs = StepGraphs(lambda batch: torch.zeros(1, 3), InterpretedDevice(), ShortPlanner(), (1,), max_blocks=2)
     assert graphs.logits(dataclasses.replace(decoding(1), **changes)) is None
@@ -100,3 +100,20 @@ def test_a_step_that_is_not_captured_says_why(changes: dict[str, Any], reason: s
         assert graphs.logits(decoding(1)) is not None
         ways.append(graphs.last)
     assert ways == ["size is new", "captured", "replayed"]
+
+
+def test_steps_whose_sequences_see_each_other_have_graphs_of_their_own() -> None:
+    """Two rows of one request: the second sees the first one's key, which is written in the same step."""
+    graphs = StepGraphs(lambda batch: torch.zeros(2, 3), InterpretedDevice(), Planner(), (2,), max_blocks=2)
+    two = {name: np.repeat(getattr(decoding(1), name), 2, axis=-1) for name in
+           ("num_scheduled", "token_ids", "positions", "slot_mapping", "seq_lens", "draw_positions")}  # fmt: skip
+    step = dataclasses.replace(
+        decoding(1), **two, slots=np.array([0, 1]), num_decodes=2, query_start_loc=np.arange(3, dtype=np.int32),
+        block_tables=np.ones((1, 2, 1), np.int32), logits_rows=np.array([0, 1]), rows=Rows(np.array([0, 1]), 5 * np.ones(2, np.int64), []),
+    )  # fmt: skip
+    assert step.are_apart
+    ways = []
+    for slots in ([0, 1], [0, 1], [1, 1], [0, 1], [1, 1], [1, 1]):
+        assert graphs.logits(dataclasses.replace(step, slots=np.array(slots))) is not None
+        ways.append(graphs.last)
+    assert ways == ["size is new", "captured", "size is new", "replayed", "captured", "replayed"]

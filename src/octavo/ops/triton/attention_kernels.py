@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton.language as tl
 
 import triton
-from octavo.ops.triton.launching import begin, jit
+from octavo.ops.triton.launching import jit, wait_turn
 from octavo.ops.triton.rope import store_limited
 
 
@@ -146,7 +146,7 @@ def decode_kernel(
     turn, starts[num_seqs] items in all. items int32 [., 2]: sequence, chunk. KEYS: of a block, where heads see some
     blocks only; else 0. What no row of a tile sees is not read. slots int64 [num_seqs]: qkv is not rotated yet, and
     the newest keys and values are to go there."""
-    begin(CHAINED)
+    wait_turn(CHAINED)
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     rows, dims = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     in_d = dims < D
@@ -225,7 +225,7 @@ def combine_kernel(
     CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """One sequence and head: its chunks, in order, become one result."""
-    begin(CHAINED)
+    wait_turn(CHAINED)
     seq, head = tl.program_id(0), tl.program_id(1)
     num_chunks = tl.cdiv(tl.load(seq_lens + seq), CHUNK)
     if num_chunks > 1:

@@ -69,16 +69,17 @@ class LinearQuant(Op):
 class TritonRunner(Runner):
     """`Runner` of the rewritten program, for weights that `linear.LinearPacker` packed and steps with a plan."""
 
-    def __init__(self, table: Table, program: Program, weights: Weights) -> None:
-        super().__init__(table, fused(program, weights), weights, _HANDLERS)
+    def __init__(self, table: Table, program: Program, weights: Weights, *, batch_invariant: bool = False) -> None:
+        super().__init__(table, fused(program, weights, batch_invariant=batch_invariant), weights, _HANDLERS)
 
 
-def fused(program: Program, weights: Weights) -> Program:
-    """The program with joined operations where the packed weights allow them."""
+def fused(program: Program, weights: Weights, *, batch_invariant: bool = False) -> Program:
+    """The program with joined operations where the packed weights allow them. `batch_invariant`: not with those that
+    some steps compute in one form and some in another."""
     rewrites = [_with_quantized, with_linear_act]
-    if is_on("joined_norms"):
+    if is_on("joined_norms") and not batch_invariant:
         rewrites.append(with_joined_norms)
-    if is_on("joined_rotation"):
+    if is_on("joined_rotation") and not batch_invariant:
         rewrites.append(with_rotating_attention)
     for rewrite in rewrites:
         program = Program(rewrite(program, weights), program.output)

@@ -6,7 +6,7 @@ What is new, or not understood, goes the way of Triton.
 
 Kernels that follow each other in every step of decoding are chained: where the GPU can, each is launched while the one
 before still computes (programmatic dependent launch), and waits for its end where it first needs it. A kernel that is
-chained calls `begin` before it reads or writes anything but weights: so what it waits for has waited too, and the chain
+chained calls `wait_turn` before it reads or writes anything but weights: so what it waits for has waited too, and the chain
 is in order. What is launched otherwise waits by itself.
 """
 
@@ -28,7 +28,7 @@ import triton
 from octavo.ops.triton.switches import is_on
 from triton import knobs
 
-__all__ = ["begin", "jit"]
+__all__ = ["jit", "wait_turn"]
 
 #: Versions in which compiled kernels are called as it is done here.
 _VERSIONS: Final = ((3, 4), (3, 7))
@@ -103,14 +103,14 @@ class Kernel(JITFunction):  # type: ignore[misc]
 
 def jit(function: Callable[..., Any] | None = None, *, chained: bool = False, **options: Any) -> Any:
     """`triton.jit` of what is launched often. `chained`: it has a parameter `CHAINED: tl.constexpr = False`, the last,
-    which is for `begin` and which no caller gives."""
+    which is for `wait_turn` and which no caller gives."""
     if function is None:
         return partial(jit, chained=chained, **options)
     return triton.jit(function, **options) if knobs.runtime.interpret else Kernel(function, chained, **options)
 
 
 @triton.jit
-def begin(CHAINED: tl.constexpr):
+def wait_turn(CHAINED: tl.constexpr):
     """Let the next kernel be launched, and wait for the one before."""
     if CHAINED:
         gdc_launch_dependents()

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import triton
 from octavo.ops.triton.elementwise import activated
-from octavo.ops.triton.launching import begin, jit
+from octavo.ops.triton.launching import jit, wait_turn
 from octavo.ops.triton.linear_chip import chip
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
@@ -86,7 +86,7 @@ def _few_rows_kernel(
     norm float32 [K]: the norm of x with these weights is in its place. ADDS: to what out has.
     One program takes BLOCK_N rows of the weight and all of x. Slice s of a step is its columns s * SLICE and following.
     """
-    begin(CHAINED)
+    wait_turn(CHAINED)
     row, row_mask = weight_rows(N, BLOCK_N, ACT)
     m = tl.arange(0, BLOCK_M)
     k = tl.arange(0, SLICES) * SLICE

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
-from octavo.ops.triton.launching import begin, jit
+from octavo.ops.triton.launching import jit, wait_turn
 from octavo.ops.triton.linear_dense import store_rows, weight_rows
 
 #: Tables of float8, as bytes of float32: how many digits and what bias of the exponent they have.
@@ -213,7 +213,7 @@ def int_few_rows_kernel(  # noqa: C901 - the branches are of what is known when 
     and so are the mins, to the sum of x, which is a product with ones. Scales are fetched a step ahead, as they would
     be waited for.
     """
-    begin(CHAINED)
+    wait_turn(CHAINED)
     TYPE: tl.constexpr = x.dtype.element_ty
     HALF: tl.constexpr = TILE // 2 if BITS == 4 else TILE
     BYTES: tl.constexpr = SLICES * SLICE  # of a row, in a step

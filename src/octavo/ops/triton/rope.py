@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
-from octavo.ops.triton.launching import begin, jit
+from octavo.ops.triton.launching import jit, wait_turn
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
 #: Heads of one program.
@@ -31,7 +31,7 @@ def _rope_kernel(
     HAS_SCALES: tl.constexpr, CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """One token, HEADS heads of q | k | v. HALF: D / 2, rounded up to a power of two."""
-    begin(CHAINED)
+    wait_turn(CHAINED)
     TOTAL: tl.constexpr = NUM_HEADS + 2 * NUM_KV_HEADS
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
