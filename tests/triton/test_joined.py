@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
 
 from models.family_cases import make_model
-from models.running import Run, load
+from models.running import Batch, Run, load
 from octavo.ops import reference, reference_attention
 from octavo.ops.operands import Heads
-from octavo.ops.table import Binding, bind
+from octavo.ops.table import Binding, Ops, bind
 from octavo.ops.triton import linear, rope
 from octavo.ops.triton.attention import CHUNK, Rotation, attention, can_rotate
 from octavo.ops.triton.attention_plan import AttentionPlan, AttentionPlanner
@@ -249,14 +250,56 @@ def test_which_steps_rotate_in_attention_and_which_need_no_combination() -> None
 # ---------------------------------------------------------------- models
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"attention_bias": True}),
-    "qwen3": ("Qwen3", {"head_dim": 16}),
-    "gemma3": ("Gemma3", {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24}),
+    "qwen3": ("Qwen3", {}),
+    "gemma3": ("Gemma3", {"sliding_window": 8, "query_pre_attn_scalar": 24}),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
-SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 80}
+#: Launches of a layer of one token, before and behind, by `docs/performance.md`.
+LAUNCHES = {"llama": (8, 5), "qwen3": (8, 5), "gemma3": (10, 8), "mixtral": (14, 13)}
 
 
 class PlannedRun(Run):
     """Steps with plans, as the worker makes them."""
 
-    def forward(self, token_ids: list[int]) -> Tensor: ...
+    def __init__(self, loaded: Any, ops: Ops, num_seqs: int) -> None:
+        super().__init__(loaded, ops, num_seqs, 40, BF16)
+        self._planner = ops.attention_planner(loaded.model.definition.program.caches[0].heads, CPU, BF16)
+
+    def plan(self, batch: Batch) -> AttentionPlan:
+        num_decodes = int((batch.query_start_loc.diff() == 1).sum())
+        lens = batch.seq_lens.numpy(), batch.query_start_loc.numpy()
+        arrays = self._planner.arrays(*lens, num_decodes, are_apart=True)
+        return self._planner.plan(arrays, [torch.from_numpy(array) for array in arrays.tensors])
+
+
+def steps_of(directory: Path, monkeypatch: pytest.MonkeyPatch, joins: bool) -> tuple[list[Tensor], list[str]]:
+    """The logits of two tokens behind two prompts, and the kernels of the last step."""
+    monkeypatch.setattr("octavo.ops.triton.fuse.is_on", lambda switch: joins)
+    ops = bind("cuda", binding=Binding(torch_device=CPU, activation_dtype=BF16, to_device=lambda weight: weight))
+    run = PlannedRun(load(directory, ops), ops, 2)
+    run.step([[5, 9, 11], [7, 8, 3, 2, 1]])
+    first = torch.cat(run.step([[4], [6]]))
+    launched: list[str] = []
+    launch = InterpretedFunction.__getitem__
+
+    def noted(self: Any, grid: Any) -> Any:
+        launched.append(self.fn.__name__)
+        return launch(self, grid)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InterpretedFunction, "__getitem__", noted)
+        last = torch.cat(run.step([[10], [12]]))
+    return [first, last], launched
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_models_say_the_same_in_fewer_launches(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family, options = MODELS[case]
+    make_model(tmp_path, family, {**SIZES, **options})
+    plain, before = steps_of(tmp_path, monkeypatch, joins=False)
+    joined, behind = steps_of(tmp_path, monkeypatch, joins=True)
+    for ours, theirs in zip(joined, plain, strict=True):
+        assert_near(ours, theirs.float(), 3e-2)
+        assert not torch.equal(ours, theirs)  # another order of roundings
+    print(case, before, behind)

@@ -8,7 +8,7 @@ long sequence keeps the whole GPU busy, and the result is the same whatever else
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from octavo.ops.triton.attention_plan import CHUNK, AttentionPlan, AttentionPlan
 from octavo.ops.triton.rope import FLOAT8_MAX, kv_cache_shapes
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
-__all__ = ["CHUNK", "AttentionPlanner", "Rotation", "attention", "can_rotate", "kv_cache_shapes", "variants"]
+__all__ = ["CHUNK", "AttentionPlanner", "Rotation", "attention", "can_rotate", "kv_cache_shapes", "may_rotate", "variants"]
 
 #: Chunks that the combining kernel reads at once.
 _COMBINED: Final = 16
@@ -35,6 +35,10 @@ _DECODE_TILES: Final = {
     (128, 4): (32, 4, 2, 2), (256, 4): (16, 4, 2, 1), (512, 2): (16, 4, 2, 1), (512, 4): (16, 4, 1, 1),
 }  # fmt: skip
 _INTERPRETED_PROCESSORS: Final = 4
+#: Heads up to this width are rotated by `rope`: the registers that it takes here would leave room for four programs of
+#: decoding, with norms three, where five fit a multiprocessor.
+_MOST_ROTATED_BEFORE: Final = 64
+_ROTATION_NUMBERS: Final = ("eps", "k_factor", "v_factor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,11 @@ class Rotation:
     eps: float
     norms_rotated: bool
     q_scales: Tensor | None
+
+
+def may_rotate(heads: Heads) -> bool:
+    """Whether `can_rotate` may say yes of plans for such heads."""
+    return heads.head_dim > _MOST_ROTATED_BEFORE
 
 
 def can_rotate(plan: AttentionPlan) -> bool:
@@ -221,28 +230,30 @@ def _blocks(blocks: KeyBlocks | None) -> dict[str, int]:
     )
 
 
-def _rotation_variant(rotates: bool, normed: bool, kv_dtype: torch.dtype) -> tuple[dict[str, str], dict[str, Any]]:
-    """Pointers of a rotation, and the constants of the parameters that are none."""
-    pointers = {"positions": "*i32", "slots": "*i64", "cos_sin": "*fp32"} if rotates else {}
-    pointers |= {"q_norm": "*fp32", "k_norm": "*fp32"} if normed else {}
+def _rotation_variant(kind: str, kv_dtype: torch.dtype) -> tuple[dict[str, str], dict[str, Any]]:
+    """Pointers of a rotation, and the constants of the parameters that are none. kind: "rotated", "normed" (and
+    rotated), "written" (and neither), or "", no part of the attention."""
+    pointers = {"positions": "*i32", "slots": "*i64"} if kind else {}
+    pointers |= {"cos_sin": "*fp32"} if kind in ("rotated", "normed") else {}
+    pointers |= {"q_norm": "*fp32", "k_norm": "*fp32"} if kind == "normed" else {}
     absent = {"positions", "slots", "cos_sin", "q_norm", "k_norm", "q_scales"} - set(pointers)
-    limit = FLOAT8_MAX.get(kv_dtype, 0.0) if rotates else 0.0
-    return pointers, {**dict.fromkeys(absent), "ROTATES": rotates, "NORMS_ROTATED": False, "LIMIT": limit}
+    limit = FLOAT8_MAX.get(kv_dtype, 0.0) if kind else 0.0
+    return pointers, {**dict.fromkeys(absent), "ROTATES": "cos_sin" in pointers, "NORMS_ROTATED": False, "LIMIT": limit}
 
 
 def variants() -> list[Variant]:
     found = []
-    for heads, kv_heads, head_dim, kv_dtype, kind in (
-        (16, 8, 128, torch.bfloat16, ""),
-        (32, 8, 128, torch.bfloat16, ""),
-        (32, 8, 128, torch.float8_e4m3fn, ""),
-        (9, 3, 64, torch.bfloat16, ""),
-        (8, 4, 256, torch.bfloat16, "capped"),
-        (8, 2, 512, torch.bfloat16, ""),
-        (32, 32, 128, torch.bfloat16, "sloped"),
-        (64, 8, 64, torch.bfloat16, "sinks"),
-        (12, 12, 64, torch.bfloat16, "biased"),
-        (32, 8, 128, torch.bfloat16, "blocks"),
+    for heads, kv_heads, head_dim, kv_dtype, kind, turned in (
+        (16, 8, 128, torch.bfloat16, "", "normed"),
+        (32, 8, 128, torch.bfloat16, "", "rotated"),
+        (32, 8, 128, torch.float8_e4m3fn, "", "rotated"),
+        (9, 3, 64, torch.bfloat16, "", ""),
+        (8, 4, 256, torch.bfloat16, "capped", "normed"),
+        (8, 2, 512, torch.bfloat16, "", "normed"),
+        (32, 32, 128, torch.bfloat16, "sloped", "written"),
+        (64, 8, 64, torch.bfloat16, "sinks", ""),
+        (12, 12, 64, torch.bfloat16, "biased", ""),
+        (32, 8, 128, torch.bfloat16, "blocks", "rotated"),
     ):
         kinds = f", {kind}" if kind else ""
         name = f"{heads}/{kv_heads} x {head_dim}, {TYPE_NAMES[kv_dtype]}{kinds}"
@@ -264,18 +275,26 @@ def variants() -> list[Variant]:
         block_n, num_warps, num_stages, _ = _DECODE_TILES[head_dim, 2]
         scratch = dict.fromkeys(("partial", "partial_stats"), "*fp32")
         own = {"items": "*i32", "starts": "*i32"}
-        for rotates, normed, chained in ((False, False, False), (True, False, False), (True, True, False), (True, True, True)):
-            turned, constants = _rotation_variant(rotates, normed, kv_dtype)
+        decode = Variant(
+            name=f"decode {name}",
+            kernel=decode_kernel,
+            signature={**pointers, **scratch, **own, **numbers, "num_seqs": "i32"} | dict.fromkeys(_ROTATION_NUMBERS, "fp32"),
+            constexprs={**constexprs, "BLOCK_M": 16, "BLOCK_N": block_n, "CHUNK": CHUNK},
+            num_warps=num_warps,
+            num_stages=num_stages,
+            divisible=frozenset({*pointers, *scratch, *own, "block_stride"}),
+            min_capability=minimum,
+        )
+        for turn, is_chained in dict.fromkeys((("", False), (turned, False), (turned, bool(turned) and not kind))):
+            more, constants = _rotation_variant(turn, kv_dtype)
             found.append(
-                Variant(
-                    name=f"decode {name}{' rotated' if rotates else ''}{' normed' if normed else ''}{' chained' if chained else ''}",
-                    kernel=decode_kernel,
-                    signature={**pointers, **scratch, **own, **turned, **numbers, "num_seqs": "i32", "eps": "fp32", "k_factor": "fp32", "v_factor": "fp32"},
-                    constexprs={**constexprs, **constants, "BLOCK_M": 16, "BLOCK_N": block_n, "CHUNK": CHUNK, "CHAINED": chained},
-                    num_warps=num_warps,
-                    num_stages=num_stages,
-                    divisible=frozenset({*pointers, *scratch, *own, *turned, "block_stride"}),
-                    min_capability=max(minimum, 90 if chained else 80),
+                replace(
+                    decode,
+                    name=f"{decode.name}{turn and f', {turn}'}{', chained' if is_chained else ''}",
+                    signature={**decode.signature, **more},
+                    constexprs={**decode.constexprs, **constants, "CHAINED": is_chained},
+                    divisible=decode.divisible | set(more),
+                    min_capability=max(minimum, 90 if is_chained else 80),
                 )
             )
         block_m, block_n, num_warps, num_stages = prefill_tile(head_dim, 2)

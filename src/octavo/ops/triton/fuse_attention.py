@@ -10,7 +10,7 @@ from octavo.ops.operands import Buffer
 from octavo.ops.operations import Attend, CacheOp, Op, RopeWrite, RopeWriteRows
 from octavo.ops.program import Program
 from octavo.ops.run import HANDLERS, Frame, Handler, Table, Weights, attend, rotation_of
-from octavo.ops.triton.attention import Rotation, can_rotate
+from octavo.ops.triton.attention import Rotation, can_rotate, may_rotate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,7 @@ def with_rotating_attention(program: Program, weights: Weights) -> tuple[Op, ...
             and write.qkv is op.qkv
             and write.cache == op.cache
             and write.heads == op.heads
+            and may_rotate(op.heads)
             and not op.cache.of_encoder
             and program.readers[op.qkv] == [write, op]
         ):

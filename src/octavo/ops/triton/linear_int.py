@@ -49,8 +49,10 @@ MANY_ROWS: Final = 1024
 _PIECE: Final = 32 << 20
 _STAGE_BUDGET: Final = 96 << 10
 _MOST_STAGES: Final = 8
-#: Rows of x that products take with their norm: with more, a program's registers leave room for fewer programs.
+#: Rows of x that products take with their norm, and least groups of 4 bits: with more rows or smaller groups, a
+#: program's registers leave room for fewer programs.
 _JOINED_ROWS: Final = 4
+_JOINED_GROUP: Final = 64
 _JOINED_STAGES: Final = 6
 
 
@@ -153,7 +155,8 @@ class IntLinear:
         int_few_rows(out, x, self, act)
 
     def can_join(self, num_rows: int) -> bool:
-        return num_rows <= _JOINED_ROWS and self.has_act(num_rows)
+        has_room = self.form.bits == 8 or self.form.group >= _JOINED_GROUP
+        return has_room and num_rows <= _JOINED_ROWS and self.has_act(num_rows)
 
     def multiply_joined(self, out: Tensor, x: Tensor, norm: InputNorm | None, act: str, adds: bool) -> None:
         int_few_rows(out, x, self, act, norm, adds)
@@ -445,7 +448,8 @@ def variants() -> list[Variant]:
     """Each format's products with one row and with 16, each tile, and the rows as floats."""
     found = [_few_rows_variant(name, num_rows, 6144, 4096) for name in FORMS for num_rows in (1, 4, 16)]
     found += [_few_rows_variant("GPTQ", num_rows, *SHAPES["8B gate_up"], act="silu") for num_rows in (1, 16)]
-    found += [_few_rows_variant(name, num_rows, 6144, 4096, joins="norm") for name in FORMS for num_rows in (1, 4)]
+    joined = [name for name, form in FORMS.items() if form.bits == 8 or form.group >= _JOINED_GROUP]
+    found += [_few_rows_variant(name, num_rows, 6144, 4096, joins="norm") for name in joined for num_rows in (1, 4)]
     for num_rows in (1, 4):
         found.append(_few_rows_variant("GPTQ", num_rows, *SHAPES["8B o"], joins="sum"))
         found.append(_few_rows_variant("GPTQ", num_rows, *SHAPES["8B gate_up"], act="silu", joins="norm"))
