@@ -67,4 +67,18 @@ def test_quantized_matrices_get_their_input_from_what_is_in_front(quantization: 
 def test_what_is_not_fused_stays_as_it_is(tmp_path: Path) -> None:
     """Layer norms and plain activations."""
     found = operations(tmp_path, "GPT2", quantization="int8")
-    assert found == ["Embed", "Embed", "AddNorm", "Linear", "RopeWrite", "Attend", "KeepRows", "Linear", "AddNorm", "Linear", "Act", "Linear", "AddNorm"]
+    assert found == [
+        "Embed",
+        "Embed",
+        "AddNorm",
+        "Linear",
+        "RopeWrite",
+        "Attend",
+        "KeepRows",
+        "Linear",
+        "AddNorm",
+        "Linear",
+        "Act",
+        "Linear",
+        "AddNorm",
+    ]

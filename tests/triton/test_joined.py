@@ -68,7 +68,7 @@ def assert_near(found: Tensor, wanted: Tensor, share: float = 6e-3) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("num_rows", "k"), [(1, 1024), (2, 192), (3, 576), (4, 320)])
+@pytest.mark.parametrize(("num_rows", "k"), [(1, 1024), (3, 576), (4, 192)])
 def test_products_of_norms(kind: str, num_rows: int, k: int) -> None:
     weight, bias, scales = KINDS[kind](48, k, 1), randn(48), 1 + randn(k, seed=2)
     packed = linear.LinearPacker(CPU, BF16).pack_linear(weight, bias)
@@ -166,11 +166,16 @@ def joined(step: Step, rotation: Rotation, **options: Any) -> tuple[Tensor, tupl
     return out, caches
 
 
-LENS = [(1, 1), (CHUNK, 1), (33, 1), (CHUNK + 1, 1), (2 * CHUNK + 17, 1)]
+LENS = [(1, 1), (33, 1), (CHUNK + 1, 1)]
 
 
-@pytest.mark.parametrize("heads", [(4, 2, 64), (9, 3, 20), (2, 1, 80)])
-@pytest.mark.parametrize(("norms", "rotates"), [("", True), ("", False), ("before", True), ("behind", True)])
+@pytest.mark.parametrize(
+    ("heads", "norms", "rotates"),
+    [
+        ((4, 2, 64), "", True), ((2, 1, 20), "", False), ((2, 1, 80), "before", True), ((2, 1, 64), "behind", True),
+        ((9, 3, 20), "before", True),
+    ],
+)  # fmt: skip
 def test_attention_rotates_as_rope_does(heads: tuple[int, int, int], norms: str, rotates: bool) -> None:
     """Without norms, whose sums have another order, bit for bit."""
     step = Step(LENS, heads, BF16)
@@ -195,9 +200,9 @@ def test_attention_with_rotation_against_the_reference() -> None:
     torch.testing.assert_close(found, step.expected(), rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("options", [{"window": 5}, {"window": CHUNK + 3}, {"softcap": 2.0}, {"window": 24, "chunked": True}])
+@pytest.mark.parametrize("options", [{"window": 5}, {"softcap": 2.0}, {"window": 24, "chunked": True}])
 def test_other_attentions_rotate_too(options: dict[str, Any]) -> None:
-    step = Step(LENS, (4, 2, 16), BF16)
+    step = Step(LENS, (2, 1, 16), BF16)
     rotation = rotation_of(step, norms="", rotates=True)
     assert torch.equal(joined(step, rotation, **options)[0], one_by_one(step, rotation, **options)[0])
 
@@ -250,13 +255,14 @@ def test_which_steps_rotate_in_attention_and_which_need_no_combination() -> None
 # ---------------------------------------------------------------- models
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"attention_bias": True}),
-    "qwen3": ("Qwen3", {}),
     "gemma3": ("Gemma3", {"sliding_window": 8, "query_pre_attn_scalar": 24}),
-    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
-SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 80}
-#: Launches of a layer of one token, before and behind, by `docs/performance.md`.
-LAUNCHES = {"llama": (8, 5), "qwen3": (8, 5), "gemma3": (10, 8), "mixtral": (14, 13)}
+SIZES: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 80, "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}  # fmt: skip
+#: Launches of the step, before and behind.
+LAUNCHES = {"llama": (1 + 8 + 2, 1 + 5 + 2), "gemma3": (1 + 10 + 2, 1 + 8 + 2)}
 
 
 class PlannedRun(Run):
@@ -273,13 +279,12 @@ class PlannedRun(Run):
         return self._planner.plan(arrays, [torch.from_numpy(array) for array in arrays.tensors])
 
 
-def steps_of(directory: Path, monkeypatch: pytest.MonkeyPatch, joins: bool) -> tuple[list[Tensor], list[str]]:
-    """The logits of two tokens behind two prompts, and the kernels of the last step."""
+def step_of(directory: Path, monkeypatch: pytest.MonkeyPatch, joins: bool) -> tuple[Tensor, list[str]]:
+    """The logits of two tokens behind two prompts, and the kernels of their step."""
     monkeypatch.setattr("octavo.ops.triton.fuse.is_on", lambda switch: joins)
     ops = bind("cuda", binding=Binding(torch_device=CPU, activation_dtype=BF16, to_device=lambda weight: weight))
     run = PlannedRun(load(directory, ops), ops, 2)
-    run.step([[5, 9, 11], [7, 8, 3, 2, 1]])
-    first = torch.cat(run.step([[4], [6]]))
+    run.step([[5, 9], [7, 8, 3]])
     launched: list[str] = []
     launch = InterpretedFunction.__getitem__
 
@@ -289,17 +294,14 @@ def steps_of(directory: Path, monkeypatch: pytest.MonkeyPatch, joins: bool) -> t
 
     with monkeypatch.context() as patch:
         patch.setattr(InterpretedFunction, "__getitem__", noted)
-        last = torch.cat(run.step([[10], [12]]))
-    return [first, last], launched
+        return torch.cat(run.step([[10], [12]])), launched
 
 
 @pytest.mark.parametrize("case", MODELS)
 def test_models_say_the_same_in_fewer_launches(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family, options = MODELS[case]
     make_model(tmp_path, family, {**SIZES, **options})
-    plain, before = steps_of(tmp_path, monkeypatch, joins=False)
-    joined, behind = steps_of(tmp_path, monkeypatch, joins=True)
-    for ours, theirs in zip(joined, plain, strict=True):
-        assert_near(ours, theirs.float(), 3e-2)
-        assert not torch.equal(ours, theirs)  # another order of roundings
-    print(case, before, behind)
+    plain, before = step_of(tmp_path, monkeypatch, joins=False)
+    joined, behind = step_of(tmp_path, monkeypatch, joins=True)
+    assert_near(joined, plain.float(), 3e-2)
+    assert (len(before), len(behind)) == LAUNCHES[case]

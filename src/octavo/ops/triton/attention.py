@@ -22,7 +22,16 @@ from octavo.ops.triton.attention_plan import CHUNK, AttentionPlan, AttentionPlan
 from octavo.ops.triton.rope import FLOAT8_MAX, kv_cache_shapes
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
-__all__ = ["CHUNK", "AttentionPlanner", "Rotation", "attention", "can_rotate", "kv_cache_shapes", "may_rotate", "variants"]
+__all__ = [
+    "CHUNK",
+    "AttentionPlanner",
+    "Rotation",
+    "attention",
+    "can_rotate",
+    "kv_cache_shapes",
+    "may_rotate",
+    "variants",
+]
 
 #: Chunks that the combining kernel reads at once.
 _COMBINED: Final = 16
@@ -278,7 +287,8 @@ def variants() -> list[Variant]:
         decode = Variant(
             name=f"decode {name}",
             kernel=decode_kernel,
-            signature={**pointers, **scratch, **own, **numbers, "num_seqs": "i32"} | dict.fromkeys(_ROTATION_NUMBERS, "fp32"),
+            signature={**pointers, **scratch, **own, **numbers, "num_seqs": "i32"}
+            | dict.fromkeys(_ROTATION_NUMBERS, "fp32"),
             constexprs={**constexprs, "BLOCK_M": 16, "BLOCK_N": block_n, "CHUNK": CHUNK},
             num_warps=num_warps,
             num_stages=num_stages,

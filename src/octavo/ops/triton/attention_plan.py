@@ -99,7 +99,10 @@ class AttentionPlanner:
         items, starts = _chunks(seq_lens[:num_decodes])
         tiles = _tiles(seq_lens, query_start_loc, num_decodes, self._queries)
         step = None if self._prompts is None else self._prompts.step(seq_lens, query_start_loc, num_decodes)
-        return PlannedArrays((items, starts, tiles), _Numbers(num_decodes, len(items), len(tiles), len(items) > num_decodes, are_apart, step))
+        return PlannedArrays(
+            (items, starts, tiles),
+            _Numbers(num_decodes, len(items), len(tiles), len(items) > num_decodes, are_apart, step),
+        )
 
     def padded_arrays(self, seq_lens: np.ndarray, size: int, *, are_apart: bool = False) -> PlannedArrays | None:
         """For a step of `size` sequences that all decode, of which the last may be missing: arrays of a shape that
