@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction
 
-from models.family_cases import make_model
-from models.running import Batch, Run, load
 from octavo.ops import reference, reference_attention
 from octavo.ops.operands import Heads
-from octavo.ops.table import Binding, Ops, bind
 from octavo.ops.triton import linear, rope
 from octavo.ops.triton.attention import CHUNK, Rotation, attention, can_rotate
 from octavo.ops.triton.attention_plan import AttentionPlan, AttentionPlanner
@@ -139,7 +134,8 @@ def rotation_of(step: Step, *, norms: str, rotates: bool) -> Rotation:
         positions=last.to(torch.int32), slots=slots,
         cos_sin=torch.cat((angles.cos(), angles.sin()), dim=1) if rotates else None,
         q_norm=1 + randn(d) if norms else None, k_norm=1 + randn(d, seed=5) if norms else None, eps=EPS,
-        norms_rotated=norms == "behind", q_scales=torch.linspace(1, 2, max(step.lens) + 1) if norms == "behind" else None,
+        norms_rotated=norms == "behind",
+        q_scales=torch.linspace(1, 2, max(step.lens) + 1) if norms == "behind" else None,
     )  # fmt: skip
 
 
@@ -229,7 +225,8 @@ def test_padding_of_a_captured_step_writes_nothing() -> None:
     assert arrays is not None
     plan = planner.plan(arrays, [torch.from_numpy(array) for array in arrays.tensors])
     padded = Rotation(
-        torch.cat((rotation.positions, torch.zeros(2, dtype=torch.int32))), torch.cat((rotation.slots, torch.tensor([-1, -1]))),
+        torch.cat((rotation.positions, torch.zeros(2, dtype=torch.int32))),
+        torch.cat((rotation.slots, torch.tensor([-1, -1]))),
         rotation.cos_sin, None, None, EPS, norms_rotated=False, q_scales=None,
     )  # fmt: skip
     seq_lens, starts = torch.cat((step.seq_lens, torch.zeros(2, dtype=torch.int32))), torch.arange(5, dtype=torch.int32)
@@ -250,58 +247,3 @@ def test_which_steps_rotate_in_attention_and_which_need_no_combination() -> None
     planner = AttentionPlanner(Heads(num_heads=2, num_kv_heads=1, head_dim=16), CPU, BF16)
     kinds = [planner.padded_arrays(np.array([n, 3], np.int32), 4).kind for n in (CHUNK, CHUNK + 1)]  # type: ignore[union-attr]
     assert kinds[0] != kinds[1]
-
-
-# ---------------------------------------------------------------- models
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", {"attention_bias": True}),
-    "gemma3": ("Gemma3", {"sliding_window": 8, "query_pre_attn_scalar": 24}),
-}
-SIZES: dict[str, Any] = {
-    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 80, "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-}  # fmt: skip
-#: Launches of the step, before and behind.
-LAUNCHES = {"llama": (1 + 8 + 2, 1 + 5 + 2), "gemma3": (1 + 10 + 2, 1 + 8 + 2)}
-
-
-class PlannedRun(Run):
-    """Steps with plans, as the worker makes them."""
-
-    def __init__(self, loaded: Any, ops: Ops, num_seqs: int) -> None:
-        super().__init__(loaded, ops, num_seqs, 40, BF16)
-        self._planner = ops.attention_planner(loaded.model.definition.program.caches[0].heads, CPU, BF16)
-
-    def plan(self, batch: Batch) -> AttentionPlan:
-        num_decodes = int((batch.query_start_loc.diff() == 1).sum())
-        lens = batch.seq_lens.numpy(), batch.query_start_loc.numpy()
-        arrays = self._planner.arrays(*lens, num_decodes, are_apart=True)
-        return self._planner.plan(arrays, [torch.from_numpy(array) for array in arrays.tensors])
-
-
-def step_of(directory: Path, monkeypatch: pytest.MonkeyPatch, joins: bool) -> tuple[Tensor, list[str]]:
-    """The logits of two tokens behind two prompts, and the kernels of their step."""
-    monkeypatch.setattr("octavo.ops.triton.fuse.is_on", lambda switch: joins)
-    ops = bind("cuda", binding=Binding(torch_device=CPU, activation_dtype=BF16, to_device=lambda weight: weight))
-    run = PlannedRun(load(directory, ops), ops, 2)
-    run.step([[5, 9], [7, 8, 3]])
-    launched: list[str] = []
-    launch = InterpretedFunction.__getitem__
-
-    def noted(self: Any, grid: Any) -> Any:
-        launched.append(self.fn.__name__)
-        return launch(self, grid)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(InterpretedFunction, "__getitem__", noted)
-        return torch.cat(run.step([[10], [12]])), launched
-
-
-@pytest.mark.parametrize("case", MODELS)
-def test_models_say_the_same_in_fewer_launches(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    family, options = MODELS[case]
-    make_model(tmp_path, family, {**SIZES, **options})
-    plain, before = step_of(tmp_path, monkeypatch, joins=False)
-    joined, behind = step_of(tmp_path, monkeypatch, joins=True)
-    assert_near(joined, plain.float(), 3e-2)
-    assert (len(before), len(behind)) == LAUNCHES[case]

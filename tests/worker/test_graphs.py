@@ -105,11 +105,12 @@ def test_a_step_that_is_not_captured_says_why(changes: dict[str, Any], reason: s
 def test_steps_whose_sequences_see_each_other_have_graphs_of_their_own() -> None:
     """Two rows of one request: the second sees the first one's key, which is written in the same step."""
     graphs = StepGraphs(lambda batch: torch.zeros(2, 3), InterpretedDevice(), Planner(), (2,), max_blocks=2)
-    two = {name: np.repeat(getattr(decoding(1), name), 2, axis=-1) for name in
-           ("num_scheduled", "token_ids", "positions", "slot_mapping", "seq_lens", "draw_positions")}  # fmt: skip
+    names = ("num_scheduled", "token_ids", "positions", "slot_mapping", "seq_lens", "draw_positions")
     step = dataclasses.replace(
-        decoding(1), **two, slots=np.array([0, 1]), num_decodes=2, query_start_loc=np.arange(3, dtype=np.int32),
-        block_tables=np.ones((1, 2, 1), np.int32), logits_rows=np.array([0, 1]), rows=Rows(np.array([0, 1]), 5 * np.ones(2, np.int64), []),
+        decoding(1), **{name: np.repeat(getattr(decoding(1), name), 2, axis=-1) for name in names},
+        slots=np.array([0, 1]), num_decodes=2, query_start_loc=np.arange(3, dtype=np.int32),
+        block_tables=np.ones((1, 2, 1), np.int32), logits_rows=np.array([0, 1]),
+        rows=Rows(np.array([0, 1]), 5 * np.ones(2, np.int64), []),
     )  # fmt: skip
     assert step.are_apart
     ways = []

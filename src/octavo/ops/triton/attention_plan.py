@@ -134,7 +134,8 @@ class AttentionPlanner:
             )
         return AttentionPlan(
             numbers.num_decodes, numbers.num_items, items, starts, numbers.num_tiles, tiles, *self._scratch[-1],
-            is_split=numbers.is_split, are_apart=numbers.are_apart, prompts=self._prompts, prompt_step=numbers.prompt_step,
+            is_split=numbers.is_split, are_apart=numbers.are_apart, prompts=self._prompts,
+            prompt_step=numbers.prompt_step,
         )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from octavo.ops.operands import Buffer
-from octavo.ops.operations import Attend, CacheOp, Op, RopeWrite, RopeWriteRows
+from octavo.ops.operations import Attend, CacheOp, Op, RopeWrite
 from octavo.ops.program import Program
 from octavo.ops.run import HANDLERS, Frame, Handler, Table, Weights, attend, rotation_of
 from octavo.ops.triton.attention import Rotation, can_rotate, may_rotate

@@ -5,9 +5,8 @@ Here the same facts make a short key, pointers go to the driver as numbers, and 
 What is new, or not understood, goes the way of Triton.
 
 Kernels that follow each other in every step of decoding are chained: where the GPU can, each is launched while the one
-before still computes (programmatic dependent launch), and waits for its end where it first needs it. A kernel that is
-chained calls `wait_turn` before it reads or writes anything but weights: so what it waits for has waited too, and the chain
-is in order. What is launched otherwise waits by itself.
+before still computes (programmatic dependent launch), and waits for its end before it reads or writes anything, by
+`wait_turn`. So what it waits for has waited too, and all is done in order. What is launched otherwise waits by itself.
 """
 
 from __future__ import annotations

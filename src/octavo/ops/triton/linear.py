@@ -141,8 +141,9 @@ def linear_act(out: Tensor, x: Tensor, w: LinearWeight, kind: str) -> None:
 
 def can_join(w: LinearWeight, num_rows: int, dtype: torch.dtype = torch.bfloat16) -> bool:
     """Whether `linear_joined` takes w with so many rows of x. (Sums of float16 that no norm has met may overflow.)"""
-    fits = isinstance(w, DenseLinear | IntLinear) and dtype == torch.bfloat16
-    return fits and num_rows > 0 and w.can_join(num_rows)
+    if not isinstance(w, DenseLinear | IntLinear) or dtype != torch.bfloat16:
+        return False
+    return num_rows > 0 and w.can_join(num_rows)
 
 
 def linear_joined(

@@ -5,10 +5,10 @@ multiprocessor at any time. Roles are swapped: 16 rows of the weight are the tal
 and the rows of x its narrow one, so that one row of x wastes nothing. The warps of a block share K and not N: small
 matrices fill the GPU without partial sums through memory, and the sum's order depends on K alone.
 
-Such a product can take the norm of its input with it: it multiplies x by the norm's weight, sums the squares of x on the
-way, and divides the product by their root. Each program does so for itself. Rounded is then x times the weight, not the
-norm: as precise, but other bits than those of a norm by itself. And it can add its result to a residual, each element of
-which is one program's.
+Such a product can take the norm of its input with it: it multiplies x by the norm's weight, sums the squares of x on
+the way, and divides the product by their root. Each program does so for itself. Rounded is then x times the weight, not
+the norm: as precise, but other bits than those of a norm by itself. And it can add its result to a residual, each
+element of which is one program's.
 """
 
 from __future__ import annotations
@@ -313,8 +313,9 @@ def _variant(
         signature |= dict.fromkeys(scales, "*fp32")
     else:
         constexprs |= dict.fromkeys(scales)
+    more = f"{joins and f', with the {joins}'}{', chained' if chained else ''}"
     return Variant(
-        name=f"few rows {name}, {num_rows} x {n} x {k}{joins and f', with the {joins}'}{', chained' if chained else ''}",
+        name=f"few rows {name}, {num_rows} x {n} x {k}{more}",
         kernel=_few_rows_kernel,
         signature=signature,
         constexprs=constexprs,

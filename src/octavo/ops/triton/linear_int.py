@@ -279,7 +279,8 @@ def int_few_rows(
         out.stride(0), x.stride(0), w.packed.stride(0), w.scales.stride(0),
         w.form.bits, w.form.zero, w.tile if w.form.bits == 4 else tile.slice_k, min(w.unit, tile.slice_k),
         w.form.group, tile.slices, tile.slice_k, tile.block_n, tile.block_m, is_even,
-        w.mins is not None, w.bias is not None, _unpacking(w.form, x), act, adds, num_warps=WARPS, num_stages=tile.stages,
+        w.mins is not None, w.bias is not None, _unpacking(w.form, x), act, adds,
+        num_warps=WARPS, num_stages=tile.stages,
     )  # fmt: skip
 
 
