@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpu.context import Context
-from octavo.ops import program
+from octavo.ops import operands
 from octavo.ops.sampling_batch import SamplingBatch
 from octavo.ops.table import Binding, LinearWeight, Ops, bind
 from octavo.quant.packed import QuantizedWeight
@@ -81,9 +81,9 @@ class Heads:
     def qkv_size(self) -> int:
         return (self.heads + 2 * self.kv_heads) * self.head_dim
 
-    def of_program(self) -> program.Heads:
+    def of_program(self) -> operands.Heads:
         """As programs and planners name them."""
-        return program.Heads(num_heads=self.heads, num_kv_heads=self.kv_heads, head_dim=self.head_dim)
+        return operands.Heads(num_heads=self.heads, num_kv_heads=self.kv_heads, head_dim=self.head_dim)
 
 
 @dataclass(kw_only=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 import triton.language as tl
@@ -125,7 +125,8 @@ def _few_rows_kernel(
     store_rows(out, total, M, N, stride_out, BLOCK_N, BLOCK_M, ACT, ADDS)
 
 
-class InputNorm(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class InputNorm:
     """The norm of a product's input, by the root of the mean square."""
 
     weight: Tensor | None  # float32 [K]
@@ -186,9 +187,9 @@ def few_rows(
     least_n = 32 if act else 16
     tile = few_rows_tile(num_rows, len(w), x.element_size(), chip(x.device).num_sms, least_n, norm is not None)
     x_scale, w_scale = scales if scales is not None else (None, None)
-    weight, eps = norm or NO_NORM
+    norm = norm or NO_NORM
     _few_rows_kernel[(triton.cdiv(len(w), tile.block_n),)](
-        out, x, w, bias, x_scale, w_scale, weight, eps, num_rows, n, k, out.stride(0), x.stride(0), w.stride(0),
+        out, x, w, bias, x_scale, w_scale, norm.weight, norm.eps, num_rows, n, k, out.stride(0), x.stride(0), w.stride(0),
         tile.block_n, tile.block_m, WARPS, tile.slice_k, k % (WARPS * tile.slice_k) == 0,
         bias is not None, scales is not None, tl.int32 if x.dtype == torch.int8 else tl.float32, act,
         adds, num_warps=WARPS, num_stages=tile.stages,

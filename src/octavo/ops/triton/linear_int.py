@@ -272,9 +272,10 @@ def int_few_rows(
         num_rows, w.N, w.K, w.form.bits, w.unit, chip(x.device).num_sms, 32 if act else 16, norm is not None
     )
     is_even = w.K % (tile.slices * tile.slice_k * (2 if w.form.bits == 4 else 1)) == 0
-    weight, eps = norm or NO_NORM
+    norm = norm or NO_NORM
     int_few_rows_kernel[(triton.cdiv(w.N, tile.block_n),)](
-        out, x, w.packed, w.scales, w.mins, w.table, None if w.bias is None else w.bias.exact, weight, eps, num_rows,
+        out, x, w.packed, w.scales, w.mins, w.table, None if w.bias is None else w.bias.exact, norm.weight, norm.eps,
+        num_rows,
         n, w.K,
         out.stride(0), x.stride(0), w.packed.stride(0), w.scales.stride(0),
         w.form.bits, w.form.zero, w.tile if w.form.bits == 4 else tile.slice_k, min(w.unit, tile.slice_k),
