@@ -53,7 +53,7 @@ def with_rotating_attention(program: Program, weights: Weights) -> tuple[Op, ...
             and write.heads == op.heads
             and may_rotate(op.heads)
             and not op.cache.of_encoder
-            and program.readers[op.qkv] == [write, op]
+            and program.readers[op.qkv][-2:] == [write, op]  # adapters may have changed it before
         ):
             ops[-1] = RotatingAttend(cache=op.cache, write=write, attend=op)
         else:

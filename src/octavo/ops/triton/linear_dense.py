@@ -189,10 +189,11 @@ def few_rows(
     x_scale, w_scale = scales if scales is not None else (None, None)
     norm = norm or NO_NORM
     _few_rows_kernel[(triton.cdiv(len(w), tile.block_n),)](
-        out, x, w, bias, x_scale, w_scale, norm.weight, norm.eps, num_rows, n, k, out.stride(0), x.stride(0), w.stride(0),
+        out, x, w, bias, x_scale, w_scale, norm.weight, norm.eps, num_rows, n, k,
+        out.stride(0), x.stride(0), w.stride(0),
         tile.block_n, tile.block_m, WARPS, tile.slice_k, k % (WARPS * tile.slice_k) == 0,
-        bias is not None, scales is not None, tl.int32 if x.dtype == torch.int8 else tl.float32, act,
-        adds, num_warps=WARPS, num_stages=tile.stages,
+        bias is not None, scales is not None, tl.int32 if x.dtype == torch.int8 else tl.float32, act, adds,
+        num_warps=WARPS, num_stages=tile.stages,
     )  # fmt: skip
 
 

@@ -275,9 +275,7 @@ def int_few_rows(
     norm = norm or NO_NORM
     int_few_rows_kernel[(triton.cdiv(w.N, tile.block_n),)](
         out, x, w.packed, w.scales, w.mins, w.table, None if w.bias is None else w.bias.exact, norm.weight, norm.eps,
-        num_rows,
-        n, w.K,
-        out.stride(0), x.stride(0), w.packed.stride(0), w.scales.stride(0),
+        num_rows, n, w.K, out.stride(0), x.stride(0), w.packed.stride(0), w.scales.stride(0),
         w.form.bits, w.form.zero, w.tile if w.form.bits == 4 else tile.slice_k, min(w.unit, tile.slice_k),
         w.form.group, tile.slices, tile.slice_k, tile.block_n, tile.block_m, is_even,
         w.mins is not None, w.bias is not None, _unpacking(w.form, x), act, adds,
