@@ -99,7 +99,7 @@ def with_joined_norms(program: Program, weights: Weights) -> tuple[Op, ...]:
 
     ops: list[Op] = []
     for op in program.ops:
-        norm, before = ([None, None, *ops])[:-3:-1]
+        norm, before = (ops[-at] if len(ops) >= at else None for at in (1, 2))
         if (
             isinstance(op, Linear | LinearAct)
             and is_joinable(op)
