@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpu.context import Context
-from octavo.ops import program
+from octavo.ops import operands
 from octavo.ops.sampling_batch import SamplingBatch
 from octavo.ops.table import Binding, LinearWeight, Ops, bind
 from octavo.quant.packed import QuantizedWeight
@@ -81,9 +81,9 @@ class Heads:
     def qkv_size(self) -> int:
         return (self.heads + 2 * self.kv_heads) * self.head_dim
 
-    def of_program(self) -> program.Heads:
+    def of_program(self) -> operands.Heads:
         """As programs and planners name them."""
-        return program.Heads(num_heads=self.heads, num_kv_heads=self.kv_heads, head_dim=self.head_dim)
+        return operands.Heads(num_heads=self.heads, num_kv_heads=self.kv_heads, head_dim=self.head_dim)
 
 
 @dataclass(kw_only=True)
@@ -101,12 +101,14 @@ class Attention:
     seq_lens: Tensor
     query_start_loc: Tensor
     plan: Any
+    rotation: Any = None
 
     def call(self, ops: Ops) -> None:
         sizes = (self.heads.heads, self.heads.kv_heads, self.heads.head_dim)
         where = (self.block_tables, self.seq_lens, self.query_start_loc)
         scale = self.heads.head_dim**-0.5
         more = {} if self.plan is None else {"plan": self.plan}
+        more |= {} if self.rotation is None else {"rotation": self.rotation}
         ops.attention(
             self.out, self.qkv, self.k_cache, self.v_cache, *where, *sizes, scale, self.window, self.softcap, **more
         )
@@ -121,6 +123,7 @@ def attention(
     window: int = 0,
     softcap: float = 0.0,
     planner: Any = None,
+    are_apart: bool = False,
 ) -> Attention:
     """`lens`: (tokens in this step, context with them) of each sequence; those that decode come first.
 
@@ -135,7 +138,7 @@ def attention(
     k, v = (torch.randn(shape, dtype=torch.bfloat16, device=device).to(kv_dtype) for shape in shapes)
     planner = planner or ops.attention_planner(heads.of_program(), device, dtype)
     num_decodes = next((i for i, (count, _) in enumerate(lens) if count > 1), len(lens))
-    arrays = planner.arrays(seq_lens, starts, num_decodes)
+    arrays = planner.arrays(seq_lens, starts, num_decodes, are_apart=are_apart)
     plan = planner.plan(arrays, [torch.from_numpy(array).to(device) for array in arrays.tensors])
     return Attention(
         heads=heads, window=window, softcap=softcap,

@@ -364,7 +364,95 @@ def sampling(context: Context) -> Iterator[Result]:
     yield Result("forbid", int((edited.cpu() != here).sum()), 0, "places that differ")
 
 
+# ---------------------------------------------------------------- joined operations
+def joined_products(context: Context) -> Iterator[Result]:
+    """A norm in front and a sum behind, in one launch with the product."""
+    ops = inputs.table(context)
+    linear: Any = importlib.import_module("octavo.ops.triton.linear")
+    norms: Any = importlib.import_module("octavo.ops.triton.linear_dense")
+    shapes = [(96, 128)] if context.is_tiny else [(4096, 1024), (6144, 4096), (4096, 14_336)]
+    kinds = ["bf16", "W4A16", "W8A16"]
+    for kind, (n, k) in ((kind, shape) for kind in kinds for shape in shapes):
+        weight = torch.randn(n, k).to(BF16) if kind == "bf16" else inputs.integer_weight(kind, n, k)
+        packed, plain = ops.pack_linear(_there(ops, weight)), reference.pack_linear(weight)
+        scales = 1 + 0.1 * torch.randn(k)
+        for rows in _rows(context, (1, 2, 4, 8, 16) if kind == "bf16" else (1, 2, 4)):
+            if not linear.can_join(packed, rows):
+                yield Result(f"joined {kind}", torch.inf, 0.0, f"no launch for {rows} rows")
+                return
+            x, residual = _random(ops, rows, k, scale=3.0), _random(ops, rows, n, scale=k**0.5)
+            normed, want, out = torch.empty(rows, k), torch.empty(rows, n), _nan(ops, rows, n)
+            reference.rms_norm(normed, x.float(), scales, 1e-6)
+            reference.linear(want, normed, plain)
+            there = _there(ops, x)
+            linear.linear_joined(out, there, packed, norm=norms.InputNorm(_there(ops, scales), 1e-6))
+            what = f"joined {kind} {n} x {k}, {rows} rows"
+            yield Result(f"{what}: norm", distance(out, want), _ERRORS[BF16])
+            reference.linear(want, x.float(), plain)
+            found = _there(ops, residual.clone())
+            linear.linear_joined(found, there, packed, adds=True)
+            yield Result(f"{what}: sum", distance(found, residual.float() + want), _ERRORS[BF16])
+
+
+def joined_rotation(context: Context) -> Iterator[Result]:
+    """Rotation, norms of heads and the newest keys, as parts of decoding."""
+    ops = inputs.table(context)
+    triton: Any = importlib.import_module("octavo.ops.triton.attention")
+    cases = {"32/8/128": (LLAMA, BF16), "32/8/128, fp8 cache": (LLAMA, FP8), "4/1/256": (GEMMA, BF16)}
+    for what, (heads, kv_dtype) in cases.items():
+        lens = _DECODES
+        if context.is_tiny:
+            heads, lens = Heads(heads=4, kv_heads=2, head_dim=80), [(1, 5), (1, 40)]
+        contexts = [length for _, length in lens]
+        call = inputs.attention(ops, heads, lens, kv_dtype=kv_dtype, are_apart=True)
+        k, v = _fill(ops, call, contexts)
+        angles = torch.rand(max(contexts), heads.head_dim // 2) * 6.3
+        cos_sin, norms = torch.cat((angles.cos(), angles.sin()), dim=-1), [torch.randn(heads.head_dim) for _ in "qk"]
+        positions = torch.tensor(contexts, dtype=torch.int32) - 1
+        last = call.block_tables.cpu().long()[torch.arange(len(lens)), positions.long() // BLOCK]
+        slots = last * BLOCK + positions.long() % BLOCK
+        sizes = (heads.heads, heads.kv_heads, heads.head_dim)
+        here, want = call.qkv.float().cpu(), torch.empty(call.out.shape)
+        reference_attention.rope_kv_write(here, positions, cos_sin, *norms, 1e-6, k, v, slots, *sizes)
+        where = (call.block_tables.cpu(), call.seq_lens.cpu(), call.query_start_loc.cpu())
+        reference_attention.attention(want, here, k, v, *where, *sizes, heads.head_dim**-0.5)
+        moved = [_there(ops, value) for value in (positions, slots, cos_sin, *norms)]
+        call.rotation = triton.Rotation(*moved, 1e-6, norms_rotated=False, q_scales=None)
+        call.call(ops)
+        yield Result(f"decoding with rotation {what}", distance(call.out, want), 0.04 if kv_dtype == FP8 else 1e-2)
+        if context.is_tiny:
+            return
+
+
+def chained(context: Context) -> Iterator[Result]:
+    """Kernels that are launched while the one before computes leave what they leave one after the other."""
+    ops = inputs.table(context)
+    launching: Any = importlib.import_module("octavo.ops.triton.launching")
+    linear: Any = importlib.import_module("octavo.ops.triton.linear")
+    norms: Any = importlib.import_module("octavo.ops.triton.linear_dense")
+    width, rounds = (64, 1) if context.is_tiny else (1024, 100)
+    packed = ops.pack_linear(_there(ops, (width**-0.5 * torch.randn(width, width)).to(BF16)))
+    norm = norms.InputNorm(_there(ops, torch.ones(width)), 1e-6)
+    begin = _there(ops, _random(ops, 2, width))
+    can_chain, results = launching._can_chain, []
+    try:
+        for decides in (can_chain, lambda device: False):
+            launching._can_chain = decides
+            residual, inner = begin.clone(), torch.empty_like(begin)
+            for _ in range(rounds):
+                linear.linear_joined(inner, residual, packed, norm=norm)
+                ops.act(inner, inner, "silu", None)
+                linear.linear_joined(residual, inner, packed, adds=True)
+                ops.add_rms_norm(inner, residual, inner, norm.weight, norm.eps)
+            results.append(residual.cpu())
+    finally:
+        launching._can_chain = can_chain
+    differing = int((results[0] != results[1]).sum())
+    yield Result("dependent launches: bits", differing, 0, "values that are others than without")
+
+
 CHECKS: Final[tuple[Check, ...]] = (
     ("matrices", dense), ("quantized matrices", quantized), ("embedding", embedding), ("norms", norms),
     ("activations", activations), ("attention", attention), ("rotation", rotation), ("logits", sampling),
+    ("joined products", joined_products), ("joined rotation", joined_rotation), ("dependent launches", chained),
 )  # fmt: skip

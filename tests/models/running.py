@@ -29,7 +29,7 @@ class Batch:
     seq_lens: torch.Tensor
     block_tables: torch.Tensor
     num_groups: int
-    attention_plan: None = None  # an attention that wants one makes it
+    attention_plan: Any = None  # an attention that wants one makes it
     state_slots: torch.Tensor | None = None
     input_rows: torch.Tensor | None = None
     key_ends: torch.Tensor | None = None
@@ -65,6 +65,10 @@ class Run:
         self.block_tables = order.view(blocks_per_seq, num_seqs).t().contiguous()
         self.lens = [0] * num_seqs
 
+    def plan(self, batch: Batch) -> Any:
+        """The attention's, where a test wants one."""
+        return None
+
     def step(self, tokens: list[list[int]], needed: list[int] | None = None) -> list[torch.Tensor]:
         """Feed tokens[i] (at least one) to sequence i. Returns their logits, [len(tokens[i]), V] each, or those of the
         rows `needed`, all together."""
@@ -87,6 +91,7 @@ class Run:
             len(self.model.definition.cache_groups),
             state_slots=torch.arange(len(tokens), dtype=torch.int32),
         )
+        batch.attention_plan = self.plan(batch)
         if needed is not None:
             return [
                 self.model.logits(

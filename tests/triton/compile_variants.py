@@ -28,16 +28,19 @@ from octavo.ops.triton.variants import Variant
 
 CAPABILITIES = (80, 90)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+_STEPS = re.compile(r"griddepcontrol\.\w+|(?:ld|st)\.global|cp\.async|atom|red\.|mbarrier")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 
 def compile_variant(variant: Variant, capability: int) -> dict[str, object]:
     names = variant.kernel.arg_names
+    defaults = {parameter.name: parameter.default for parameter in variant.kernel.params if parameter.has_default}
+    constexprs = {name: value for name, value in defaults.items() if name not in variant.signature} | variant.constexprs
     signature = {name: variant.signature.get(name, "constexpr") for name in names}
-    missing = [name for name in names if signature[name] == "constexpr" and name not in variant.constexprs]
+    missing = [name for name in names if signature[name] == "constexpr" and name not in constexprs]
     assert not missing, f"{variant.name}: no type and no value for {missing}"
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.divisible}
-    source = ASTSource(variant.kernel, signature, dict(variant.constexprs), attributes)
+    source = ASTSource(variant.kernel, signature, constexprs, attributes)
     options = {name: getattr(variant, name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -54,8 +57,19 @@ def compile_variant(variant: Variant, capability: int) -> dict[str, object]:
         "shared_bytes": compiled.metadata.shared,
         "spill_bytes": max(stack, local),
         "max_spill_bytes": variant.max_spill_bytes,
+        "is_chained": constexprs.get("CHAINED", False),
+        "dependent_launch": _dependent_launch(compiled.asm["ptx"]),
         "tensor_cores": any(word in compiled.asm["ptx"] for word in ("mma.sync", "wgmma")),
     }
+
+
+def _dependent_launch(ptx: str) -> str:
+    """ "early": the next kernel may be launched, and then what the one before wrote is waited for, before any access to
+    memory; "": neither; else what is wrong."""
+    found = _STEPS.findall(ptx)
+    if not any(step.startswith("griddepcontrol") for step in found):
+        return ""
+    return "early" if found[:2] == ["griddepcontrol.launch_dependents", "griddepcontrol.wait"] else str(found[:4])
 
 
 @cache

@@ -31,3 +31,10 @@ def test_no_kernel_spills_or_outgrows_shared_memory(compiled: list[dict[str, Any
     spilling = [c for c in compiled if c["spill_bytes"] > c["max_spill_bytes"]]
     assert not spilling
     assert not [c for c in compiled if c["shared_bytes"] > MAX_SHARED_BYTES[c["capability"]]]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_chained_kernels_wait_before_they_touch_memory(compiled: list[dict[str, Any]]) -> None:
+    assert len([c for c in compiled if c["is_chained"]]) > 4
+    assert not [c for c in compiled if c["dependent_launch"] != ("early" if c["is_chained"] else "")]

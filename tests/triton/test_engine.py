@@ -33,6 +33,7 @@ from octavo.base.errors import InvalidConfig
 from octavo.base.params import SamplingParams, SpeechAlignment, SpeechRules
 from octavo.core.grammar.structured import LLGuidanceCompiler
 from octavo.device.aside import tensors_of
+from octavo.ops.triton import fuse_attention
 from octavo.wire.messages import AddRequest
 from octavo.worker import worker as worker_module
 from octavo.worker.worker import Worker
@@ -257,6 +258,32 @@ def test_drafts_change_no_bit_of_a_reply(
     assert drafter.num_accepted > 10 and drafter.num_rejected > 5
     assert engine.device.num_replays > before
     assert run.num_ahead == 0
+
+
+def test_attention_rotates_in_captured_steps_and_not_where_a_draft_sees_its_own_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads so wide that decoding writes the newest key itself, while it reads those before."""
+    torch.manual_seed(5)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=72, max_position_embeddings=128, initializer_range=0.3,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    requests = [request(i, list(range(i + 3, i + 6)), max_tokens=7) for i in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr("octavo.ops.triton.fuse.is_on", lambda switch: False)
+        wanted = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch).run(requests).replies
+    engine = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch)
+    rotated: list[bool] = []
+    can_rotate = fuse_attention.can_rotate
+    monkeypatch.setattr(fuse_attention, "can_rotate", lambda plan: rotated.append(can_rotate(plan)) or rotated[-1])
+    check(engine.run(requests, ahead=True), wanted)
+    assert rotated == [False] + [True] * (len(rotated) - 1) and engine.device.num_replays > 0
+    rotated.clear()
+    drafter = Oracle(wanted)
+    check(engine.run(requests, scheduler=engine.scheduler(drafter=drafter), ahead=True, per_step=1), wanted)
+    assert drafter.num_accepted > 3 and False in rotated[2:]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,9 +12,12 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.language.extra.cuda import gdc_wait  # noqa: E402
 from triton.runtime import driver  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
+from octavo.base.errors import DeviceError  # noqa: E402
+from octavo.ops.triton import launching, switches  # noqa: E402
 from octavo.ops.triton.launching import Kernel  # noqa: E402
 
 
@@ -26,16 +29,28 @@ def scale_kernel(out, x, maybe, factor, count, BLOCK: tl.constexpr, TWICE: tl.co
     tl.store(out + index, value, mask=index < count)
 
 
+def chained_kernel(out, x, CHAINED: tl.constexpr = False):
+    if CHAINED:  # as `wait_turn`, which may be the interpreter's in this process
+        gdc_wait()
+    tl.store(out, tl.load(x))
+
+
 class Driver:
     """Enough of one to compile for sm_90 and launch nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, capability: int = 90) -> None:
+        self.capability = capability
+        self.metadata: list[Any] = []
         self.launches: list[tuple[Any, ...]] = []
         self.num_loaded = 0
         self.utils = types.SimpleNamespace(
             get_device_properties=lambda device: {"max_shared_mem": 232_448}, load_binary=self._load
         )
-        self.launcher_cls = lambda src, metadata: lambda *args: self.launches.append(args)
+        self.launcher_cls = self._launcher
+
+    def _launcher(self, src: Any, metadata: Any) -> Any:
+        self.metadata.append(metadata)
+        return lambda *args: self.launches.append(args)
 
     def _load(self, name: str, binary: bytes, shared: int, device: int) -> tuple[Any, ...]:
         self.num_loaded += 1
@@ -48,7 +63,7 @@ class Driver:
         return 77
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", self.capability, 32)
 
 
 @pytest.fixture
@@ -119,3 +134,41 @@ def test_what_is_not_understood_and_what_a_profiler_listens_to_goes_triton_s_way
     for _ in range(2):
         kernel[(1,)](x, x, None, 1.0, 16, BLOCK=16)
     assert ways == ["triton"] * 4 and not active.launches
+
+
+@pytest.mark.parametrize(
+    ("capability", "off", "is_chained"), [(90, "", True), (90, "dependent_launch", False), (80, "", False)]
+)
+def test_chained_kernels_are_launched_ahead_where_the_gpu_can_and_nobody_switches_it_off(
+    capability: int, off: str, is_chained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Driver(capability)
+    monkeypatch.setattr(driver, "_active", made)
+    monkeypatch.setattr(launching, "is_on", lambda switch: switch != off)
+    launching._can_chain.cache_clear()
+    x = torch.zeros(16)
+    try:
+        kernel = Kernel(chained_kernel, chained=True)
+        for _ in range(2):
+            kernel[(1,)](x, x)
+    finally:
+        launching._can_chain.cache_clear()
+    (metadata,) = made.metadata
+    assert metadata.launch_pdl == is_chained and len(made.launches) == 2
+    (compiled,) = kernel.device_caches[0][0].values()
+    assert ("griddepcontrol.wait" in compiled.asm["ptx"]) == is_chained
+    plain = Kernel(scale_kernel)
+    plain[(1,)](x, x, None, 1.0, 16, BLOCK=16)
+    assert not made.metadata[-1].launch_pdl
+
+
+def test_a_switch_that_does_not_exist_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(switches.VARIABLE, "joined_norms, dependent_launches")
+    switches._off.cache_clear()
+    try:
+        with pytest.raises(DeviceError, match="'dependent_launches' is none of .*; did you mean dependent_launch?"):
+            switches.is_on("joined_norms")
+        monkeypatch.setenv(switches.VARIABLE, "joined_norms, joined_rotation")
+        assert [switches.is_on(name) for name in get_args(switches.Switch)] == [True, False, False]
+    finally:
+        switches._off.cache_clear()

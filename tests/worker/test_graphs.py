@@ -30,9 +30,9 @@ class BusyDevice(InterpretedDevice):
 
 class Planner:
     def padded_arrays(
-        self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int, **most: int
+        self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int, *, are_apart: bool, **most: int
     ) -> PlannedArrays | None:
-        return PlannedArrays()
+        return PlannedArrays(kind=(are_apart,))
 
     def plan(self, arrays: PlannedArrays, tensors: list[torch.Tensor]) -> None: ...
 
@@ -93,7 +93,7 @@ def test_a_capture_that_fails_costs_its_size_the_graph_and_nothing_else(caplog: 
 )
 def test_a_step_that_is_not_captured_says_why(changes: dict[str, Any], reason: str) -> None:
     class ShortPlanner(Planner):
-        def padded_arrays(self, seq_lens: np.ndarray, *args: Any, **most: int) -> PlannedArrays | None:
+        def padded_arrays(self, seq_lens: np.ndarray, *args: Any, **most: Any) -> PlannedArrays | None:
             return None if seq_lens.max() > 8 else super().padded_arrays(seq_lens, *args, **most)
 
     graphs = StepGraphs(lambda *args: torch.zeros(1, 3), InterpretedDevice(), ShortPlanner(), (1,), max_blocks=2)
@@ -173,3 +173,21 @@ def test_sizes_of_steps() -> None:
         for sizes in (ladder(largest), token_ladder(largest)):
             assert list(sizes) == sorted(set(sizes)) and sizes[-1] == min(largest, sizes[-1])
     assert token_ladder(48) == (16, 32, 48) and token_ladder(8192)[-1] == 768
+
+
+def test_steps_whose_sequences_see_each_other_have_graphs_of_their_own() -> None:
+    """Two rows of one request: the second sees the first one's key, which is written in the same step."""
+    graphs = StepGraphs(lambda *args: torch.zeros(2, 3), InterpretedDevice(), Planner(), (2,), max_blocks=2)
+    names = ("num_scheduled", "token_ids", "positions", "slot_mapping", "seq_lens", "draw_positions")
+    step = dataclasses.replace(
+        decoding(1), **{name: np.repeat(getattr(decoding(1), name), 2, axis=-1) for name in names},
+        slots=np.array([0, 1]), num_decodes=2, query_start_loc=np.arange(3, dtype=np.int32),
+        block_tables=np.ones((1, 2, 1), np.int32), logits_rows=np.array([0, 1]),
+        rows=Rows(np.array([0, 1]), 5 * np.ones(2, np.int64), []),
+    )  # fmt: skip
+    assert step.are_apart
+    ways = []
+    for slots in ([0, 1], [0, 1], [1, 1], [0, 1], [1, 1], [1, 1]):
+        assert graphs.logits(dataclasses.replace(step, slots=np.array(slots))) is not None
+        ways.append(graphs.last)
+    assert ways == ["size is new", "captured", "size is new", "replayed", "captured", "replayed"]

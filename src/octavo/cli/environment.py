@@ -25,6 +25,7 @@ VARIABLES = {
     "OCTAVO_ADMIN_API_KEY": "as --admin-api-key",
     "OCTAVO_CACHE_DIR": "where fetched models are kept; default ~/.cache/octavo",
     "OCTAVO_ISA": "CPU kernels to use, when --isa does not say",
+    "OCTAVO_GPU_WITHOUT": "parts of the GPU's kernels to do without: docs/gpu.md",
     "OCTAVO_FAULTS": "which steps of the engine fail, for tests",
     "OCTAVO_TEST_MODELS": "where octavo's own tests look for their models",
     "OCTAVO_TEST_TIME_SCALE": "factor by which octavo's own tests stretch their time limits",

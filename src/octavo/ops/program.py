@@ -59,6 +59,15 @@ class Program:
         return lives
 
     @cached_property
+    def readers(self) -> dict[Buffer, list[Op]]:
+        """Of each buffer, the operations that read or change it."""
+        readers: dict[Buffer, list[Op]] = {}
+        for op in self.ops:
+            for buffer in op.buffers((*op.reads, *op.changes)):
+                readers.setdefault(buffer, []).append(op)
+        return readers
+
+    @cached_property
     def caches(self) -> tuple[Cache, ...]:
         """By their index."""
         found = {op.cache.index: op.cache for op in self.ops if isinstance(op, CacheOp)}

@@ -324,13 +324,18 @@ def _altup_correct(table: Table, op: AltUpCorrect, frame: Frame) -> None:
     )
 
 
+def rotation_of(op: RopeWrite, frame: Frame) -> tuple[Tensor, Tensor | None]:
+    """Of each row of the step the row of the rotation that is its; and the rotation."""
+    if isinstance(op, RopeWriteRows):
+        return frame[op.places].view(-1), frame[op.rotations]
+    return frame.step.positions, frame.weight(op.rotation)
+
+
 def _rope_write(table: Table, op: RopeWrite, frame: Frame) -> None:
     k, v = frame.kv_caches[op.cache.index]
     _, slot_mapping = frame.step.cache_groups[op.cache.group]
     heads = op.heads
-    positions, rotation = frame.step.positions, frame.weight(op.rotation)
-    if isinstance(op, RopeWriteRows):
-        positions, rotation = frame[op.places].view(-1), frame[op.rotations]
+    positions, rotation = rotation_of(op, frame)
     table.rope_kv_write(
         frame[op.qkv],
         positions,
@@ -361,7 +366,8 @@ def _gather_rotation(table: Table, op: GatherRotation, frame: Frame) -> None:
     frame[op.places].copy_(torch.arange(len(out), dtype=torch.int32, device=out.device)[:, None])
 
 
-def _attend(table: Table, op: Attend, frame: Frame) -> None:
+def attend(table: Table, op: Attend, frame: Frame, **more: Any) -> None:
+    """`more`: what only this table's attention takes."""
     k, v = frame.kv_caches[op.cache.index]
     step, heads = frame.step, op.heads
     block_tables, _ = step.cache_groups[op.cache.group]
@@ -389,6 +395,7 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         key_ends=step.key_ends if op.reads_key_ends else None,
         blocks=op.blocks,
         plan=step.encoder_plan if op.cache.of_encoder else frame.attention_plan(heads),
+        **more,
     )
 
 
@@ -530,7 +537,7 @@ HANDLERS: dict[type[Op], Handler] = {
     GatherRotation: _gather_rotation,
     RopeWrite: _rope_write,
     RopeWriteRows: _rope_write,
-    Attend: _attend,
+    Attend: attend,
     CausalConv: _causal_conv,
     SelectiveScan: _selective_scan,
     GatedDelta: _gated_delta,

@@ -62,6 +62,7 @@ class PlannedArrays:
 
     tensors: tuple[np.ndarray, ...] = ()
     numbers: Any = None
+    kind: tuple[Any, ...] = ()  # steps of another kind launch other kernels, whatever their shapes
 
 
 class NoPlanner:
@@ -70,7 +71,9 @@ class NoPlanner:
     def __init__(self, heads: Heads | Latent, device: torch.device, dtype: torch.dtype) -> None:
         """Nothing of the heads, the device or the activations' type is needed."""
 
-    def arrays(self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int) -> PlannedArrays:
+    def arrays(
+        self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int, *, are_apart: bool = False
+    ) -> PlannedArrays:
         return PlannedArrays()
 
     def plan(self, arrays: PlannedArrays, tensors: Sequence[Tensor]) -> None:
@@ -86,16 +89,25 @@ class AttentionPlanners:
         """`make`: the table's `attention_planner`."""
         self._planners = {shape: make(shape, device, dtype) for shape in shapes}
 
-    def arrays(self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int) -> PlannedArrays:
-        return _together([each.arrays(seq_lens, query_start_loc, num_decodes) for each in self._planners.values()])
+    def arrays(
+        self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int, *, are_apart: bool = False
+    ) -> PlannedArrays:
+        """`are_apart`: no sequence sees a key that another one of the step writes."""
+        step = (seq_lens, query_start_loc, num_decodes)
+        return _together([each.arrays(*step, are_apart=are_apart) for each in self._planners.values()])
 
     def padded_arrays(
-        self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int, **most: int
+        self,
+        seq_lens: np.ndarray,
+        query_start_loc: np.ndarray,
+        num_decodes: int,
+        *,
+        are_apart: bool = False,
+        **most: int,
     ) -> PlannedArrays | None:
         """None: one of them has no plan of a fixed shape for the step."""
-        planned = [
-            each.padded_arrays(seq_lens, query_start_loc, num_decodes, **most) for each in self._planners.values()
-        ]
+        step = (seq_lens, query_start_loc, num_decodes)
+        planned = [each.padded_arrays(*step, are_apart=are_apart, **most) for each in self._planners.values()]
         return None if None in planned else _together(planned)
 
     def plan(self, arrays: PlannedArrays, tensors: Sequence[Tensor]) -> dict[Heads | Latent, Any]:
@@ -108,7 +120,8 @@ class AttentionPlanners:
 
 
 def _together(planned: Sequence[Any]) -> PlannedArrays:
-    return PlannedArrays(tuple(array for each in planned for array in each.tensors), planned)
+    tensors = tuple(array for each in planned for array in each.tensors)
+    return PlannedArrays(tensors, planned, tuple(each.kind for each in planned))
 
 
 def attention_planners(

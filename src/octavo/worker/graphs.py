@@ -100,7 +100,8 @@ class StepGraphs:
         self._token_sizes = sorted(token_sizes)
         largest = self._sizes[-1]
         self._seq_sizes = [*(size for size in _SEQS_WITH_PROMPTS if size < largest), largest]
-        self._graphs: dict[_Shape, _Graph] = {}
+        #: By shape, and the kinds of the attentions' plans.
+        self._graphs: dict[tuple[_Shape, tuple[Any, ...]], _Graph] = {}
         self._free_slot = free_slot
         self._is_plain = is_plain
         self._prompt_obstacle = prompt_obstacle
@@ -125,9 +126,10 @@ class StepGraphs:
         if planned is None:
             self.last = "prompt" if has_prompts else "contexts too long"
             return None
-        graph = self._graphs.get(shape)
+        key = shape, tuple(each.kind for each in planned)
+        graph = self._graphs.get(key)
         if graph is None:
-            graph = self._graphs[shape] = _Graph(self._input_buffer(host, shape, planned))
+            graph = self._graphs[key] = _Graph(self._input_buffer(host, shape, planned))
         batch, rows, needed = self._fill(graph, host, shape, planned)
         graph.num_uses += 1
         if graph.replay is not None:
@@ -168,13 +170,14 @@ class StepGraphs:
             assert host.encoder_lens is not None
             seen.append((self._encoder.planner, host.encoder_lens))
         most = {"num_seqs": shape.num_seqs, "num_prompt_tokens": shape.num_tokens if shape.has_prompts else 0}
-        found = [planner.padded_arrays(lens, host.query_start_loc, host.num_decodes, **most) for planner, lens in seen]
+        step = (host.query_start_loc, host.num_decodes)
+        found = [planner.padded_arrays(lens, *step, are_apart=host.are_apart, **most) for planner, lens in seen]
         return None if None in found else found
 
     @property
     def num_with_prompts(self) -> int:
         """Shapes with parts of prompts that were captured."""
-        return sum(shape.has_prompts and graph.replay is not None for shape, graph in self._graphs.items())
+        return sum(shape.has_prompts and graph.replay is not None for (shape, _), graph in self._graphs.items())
 
     def _capture(self, graph: _Graph, shape: _Shape, batch: InputBatch, needed: torch.Tensor | None) -> None:
         """The run before has left its result: capturing computes nothing. A capture that fails, for want of memory or

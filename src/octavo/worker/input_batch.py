@@ -43,6 +43,12 @@ class HostBatch:
     #: Tokens that read rows of prompt adapters, the slots of these, and the rows' numbers, all int64 [R].
     virtual: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
+    @property
+    def are_apart(self) -> bool:
+        """Whether no sequence sees a key that another one writes: blocks are shared when a step is over that filled
+        them, so only by the sequences of one request."""
+        return not self.rows.drafts and len(set(self.slots.tolist())) == len(self.slots)
+
 
 class RowTensors(NamedTuple):
     """What sampling reads of a step's rows, on the device, int64 [S] each: it travels with the step's inputs."""

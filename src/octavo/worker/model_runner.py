@@ -306,7 +306,8 @@ class ModelRunner:
 
     def _upload(self, host: HostBatch) -> tuple[InputBatch, torch.Tensor, RowTensors]:
         """The step on the device, and which of its tokens are rows that sample, int64 [S]."""
-        arrays = self._planner.arrays(host.seq_lens, host.query_start_loc, host.num_decodes)
+        lens = host.seq_lens, host.query_start_loc, host.num_decodes
+        arrays = self._planner.arrays(*lens, are_apart=host.are_apart)
         state_slots = [host.slots.astype(np.int32)] if self._has_states else []
         encoder: list[np.ndarray] = []
         encoder_arrays = PlannedArrays()

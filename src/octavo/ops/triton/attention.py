@@ -8,6 +8,7 @@ long sequence keeps the whole GPU busy, and the result is the same whatever else
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final
 
@@ -18,10 +19,19 @@ import triton
 from octavo.ops.operands import Heads, KeyBlocks
 from octavo.ops.triton.attention_kernels import combine_kernel, decode_kernel, prefill_kernel
 from octavo.ops.triton.attention_plan import CHUNK, AttentionPlan, AttentionPlanner, plan_of, prefill_tile
-from octavo.ops.triton.rope import kv_cache_shapes
+from octavo.ops.triton.rope import FLOAT8_MAX, kv_cache_shapes
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
-__all__ = ["CHUNK", "AttentionPlanner", "attention", "kv_cache_shapes", "variants"]
+__all__ = [
+    "CHUNK",
+    "AttentionPlanner",
+    "Rotation",
+    "attention",
+    "can_rotate",
+    "kv_cache_shapes",
+    "may_rotate",
+    "variants",
+]
 
 #: Chunks that the combining kernel reads at once.
 _COMBINED: Final = 16
@@ -34,6 +44,43 @@ _DECODE_TILES: Final = {
     (128, 4): (32, 4, 2, 2), (256, 4): (16, 4, 2, 1), (512, 2): (16, 4, 2, 1), (512, 4): (16, 4, 1, 1),
 }  # fmt: skip
 _INTERPRETED_PROCESSORS: Final = 4
+#: Heads up to this width are rotated by `rope`: the registers that it takes here would leave room for four programs of
+#: decoding, with norms three, where five fit a multiprocessor.
+_MOST_ROTATED_BEFORE: Final = 64
+_ROTATION_NUMBERS: Final = ("eps", "k_factor", "v_factor")
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """What `rope_kv_write` is told beside the tensors that an attention knows."""
+
+    positions: Tensor  # int32 [T]
+    slots: Tensor  # int64 [T]
+    cos_sin: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    eps: float
+    norms_rotated: bool
+    q_scales: Tensor | None
+
+
+def may_rotate(heads: Heads) -> bool:
+    """Whether `can_rotate` may say yes of plans for such heads."""
+    return heads.head_dim > _MOST_ROTATED_BEFORE
+
+
+def can_rotate(plan: AttentionPlan) -> bool:
+    """Whether `attention` can take a rotation: each sequence decodes, and none sees what another writes."""
+    return plan.are_apart and not plan.num_tiles and plan.prompt_step is None
+
+
+def _rotation_arguments(rotation: Rotation | None, k_scale: float, v_scale: float) -> tuple[Any, ...]:
+    if rotation is None:
+        return (None,) * 5 + (0.0, None, 0.0, 0.0)
+    return (
+        rotation.positions, rotation.slots, rotation.cos_sin, rotation.q_norm, rotation.k_norm, rotation.eps,
+        rotation.q_scales, 1.0 / k_scale, 1.0 / v_scale,
+    )  # fmt: skip
 
 
 @cache
@@ -68,8 +115,12 @@ def attention(
     key_ends: Tensor | None = None,
     blocks: KeyBlocks | None = None,
     plan: AttentionPlan | None = None,
+    rotation: Rotation | None = None,
 ) -> None:
-    """`reference_attention.attention`, on the cache of `rope`. Without a plan one is made: it waits for the device."""
+    """`reference_attention.attention`, on the cache of `rope`. Without a plan one is made: it waits for the device.
+
+    rotation: `rope_kv_write` is part of it, and qkv stays as it is: of a plan that `can_rotate`.
+    """
     if plan is None:
         heads = Heads(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
         plan = plan_of(heads, qkv, seq_lens, query_start_loc)
@@ -118,25 +169,30 @@ def attention(
             softcap,
             v_scale,
             window,
+            *_rotation_arguments(rotation, k_scale, v_scale),
             **common,
+            ROTATES=rotation is not None and rotation.cos_sin is not None,
+            NORMS_ROTATED=rotation is not None and rotation.norms_rotated,
+            LIMIT=FLOAT8_MAX.get(k_cache.dtype, 0.0) if rotation is not None else 0.0,
             BLOCK_M=max(16, group_rows),
             BLOCK_N=block_n,
             CHUNK=CHUNK,
             num_warps=num_warps,
             num_stages=num_stages,
         )
-        combine_kernel[(plan.num_decodes, num_heads)](
-            out,
-            plan.partial,
-            plan.partial_stats,
-            plan.starts,
-            sinks,
-            v_scale,
-            NUM_HEADS=num_heads,
-            D=head_dim,
-            BLOCK_D=block_d,
-            BLOCK_C=_COMBINED,
-        )
+        if plan.is_split:
+            combine_kernel[(plan.num_decodes, num_heads)](
+                out,
+                plan.partial,
+                plan.partial_stats,
+                plan.starts,
+                sinks,
+                v_scale,
+                NUM_HEADS=num_heads,
+                D=head_dim,
+                BLOCK_D=block_d,
+                BLOCK_C=_COMBINED,
+            )
     is_plain = k_scale == v_scale == 1.0 and slopes is None and sinks is None and not chunked
     is_plain = is_plain and causal and key_ends is None and blocks is None and biases is None
     if plan.prompts is not None and plan.prompt_step is not None and is_plain:
@@ -181,19 +237,30 @@ def _blocks(blocks: KeyBlocks | None) -> dict[str, int]:
     )
 
 
+def _rotation_variant(kind: str, kv_dtype: torch.dtype) -> tuple[dict[str, str], dict[str, Any]]:
+    """Pointers of a rotation, and the constants of the parameters that are none. kind: "rotated", "normed" (and
+    rotated), "written" (and neither), or "", no part of the attention."""
+    pointers = {"positions": "*i32", "slots": "*i64"} if kind else {}
+    pointers |= {"cos_sin": "*fp32"} if kind in ("rotated", "normed") else {}
+    pointers |= {"q_norm": "*fp32", "k_norm": "*fp32"} if kind == "normed" else {}
+    absent = {"positions", "slots", "cos_sin", "q_norm", "k_norm", "q_scales"} - set(pointers)
+    limit = FLOAT8_MAX.get(kv_dtype, 0.0) if kind else 0.0
+    return pointers, {**dict.fromkeys(absent), "ROTATES": "cos_sin" in pointers, "NORMS_ROTATED": False, "LIMIT": limit}
+
+
 def variants() -> list[Variant]:
     found = []
-    for heads, kv_heads, head_dim, kv_dtype, kind in (
-        (16, 8, 128, torch.bfloat16, ""),
-        (32, 8, 128, torch.bfloat16, ""),
-        (32, 8, 128, torch.float8_e4m3fn, ""),
-        (9, 3, 64, torch.bfloat16, ""),
-        (8, 4, 256, torch.bfloat16, "capped"),
-        (8, 2, 512, torch.bfloat16, ""),
-        (32, 32, 128, torch.bfloat16, "sloped"),
-        (64, 8, 64, torch.bfloat16, "sinks"),
-        (12, 12, 64, torch.bfloat16, "biased"),
-        (32, 8, 128, torch.bfloat16, "blocks"),
+    for heads, kv_heads, head_dim, kv_dtype, kind, turned in (
+        (16, 8, 128, torch.bfloat16, "", "normed"),
+        (32, 8, 128, torch.bfloat16, "", "rotated"),
+        (32, 8, 128, torch.float8_e4m3fn, "", "rotated"),
+        (9, 3, 64, torch.bfloat16, "", ""),
+        (8, 4, 256, torch.bfloat16, "capped", "normed"),
+        (8, 2, 512, torch.bfloat16, "", "normed"),
+        (32, 32, 128, torch.bfloat16, "sloped", "written"),
+        (64, 8, 64, torch.bfloat16, "sinks", ""),
+        (12, 12, 64, torch.bfloat16, "biased", ""),
+        (32, 8, 128, torch.bfloat16, "blocks", "rotated"),
     ):
         kinds = f", {kind}" if kind else ""
         name = f"{heads}/{kv_heads} x {head_dim}, {TYPE_NAMES[kv_dtype]}{kinds}"
@@ -215,18 +282,29 @@ def variants() -> list[Variant]:
         block_n, num_warps, num_stages, _ = _DECODE_TILES[head_dim, 2]
         scratch = dict.fromkeys(("partial", "partial_stats"), "*fp32")
         own = {"items": "*i32", "starts": "*i32"}
-        found.append(
-            Variant(
-                name=f"decode {name}",
-                kernel=decode_kernel,
-                signature={**pointers, **scratch, **own, **numbers, "num_seqs": "i32"},
-                constexprs={**constexprs, "BLOCK_M": 16, "BLOCK_N": block_n, "CHUNK": CHUNK},
-                num_warps=num_warps,
-                num_stages=num_stages,
-                divisible=frozenset({*pointers, *scratch, *own, "block_stride"}),
-                min_capability=minimum,
-            )
+        decode = Variant(
+            name=f"decode {name}",
+            kernel=decode_kernel,
+            signature={**pointers, **scratch, **own, **numbers, "num_seqs": "i32"}
+            | dict.fromkeys(_ROTATION_NUMBERS, "fp32"),
+            constexprs={**constexprs, "BLOCK_M": 16, "BLOCK_N": block_n, "CHUNK": CHUNK},
+            num_warps=num_warps,
+            num_stages=num_stages,
+            divisible=frozenset({*pointers, *scratch, *own, "block_stride"}),
+            min_capability=minimum,
         )
+        for turn, is_chained in dict.fromkeys((("", False), (turned, False), (turned, bool(turned) and not kind))):
+            more, constants = _rotation_variant(turn, kv_dtype)
+            found.append(
+                replace(
+                    decode,
+                    name=f"{decode.name}{turn and f', {turn}'}{', chained' if is_chained else ''}",
+                    signature={**decode.signature, **more},
+                    constexprs={**decode.constexprs, **constants, "CHAINED": is_chained},
+                    divisible=decode.divisible | set(more),
+                    min_capability=max(minimum, 90 if is_chained else 80),
+                )
+            )
         block_m, block_n, num_warps, num_stages = prefill_tile(head_dim, 2)
         own = {"query_start_loc": "*i32", "tiles": "*i32"}
         # Rows that see all keys, and rows with ends of their own, need as much of a processor as any.

@@ -4,6 +4,10 @@
 The query heads that share a head of keys are the rows of one tile (grouped-query packing), so that keys are read once
 for all of them and meet the tensor cores. The bits of a row depend on its sequence alone: tiles of keys begin at
 multiples of BLOCK_N, and a tile in which a row sees nothing leaves it as it was.
+
+Decoding can take over from `rope` the norms and the rotation of its query, and the newest key and value: each program
+makes its own query, and the one whose chunk ends with the newest key writes it, before it reads the chunk. So it serves
+where no other sequence of the step sees that key.
 """
 
 from __future__ import annotations
@@ -11,7 +15,8 @@ from __future__ import annotations
 import triton.language as tl
 
 import triton
-from octavo.ops.triton.launching import jit
+from octavo.ops.triton.launching import jit, wait_turn
+from octavo.ops.triton.rope import store_limited
 
 
 @triton.jit
@@ -79,18 +84,69 @@ def _in_blocks(
     return between | (block > (positions // KEYS - LOCAL)[:, None])
 
 
-@jit(do_not_specialize=["table_stride", "num_seqs"])
+@triton.jit
+def _turned(
+    heads_at, exists, position, cos_sin, norm, eps,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, ROTATES: tl.constexpr, NORMS_ROTATED: tl.constexpr,
+):  # fmt: skip
+    """Heads [M, BLOCK_D] float32 of a token, normed if there are weights for it, and rotated; as in `rope`, except that
+    each value meets its partner, half a head away, by loading it too."""
+    dims = tl.arange(0, BLOCK_D)
+    in_d = dims < D
+    partners = tl.where(dims < D // 2, dims + D // 2, dims - D // 2)
+    mask = exists[:, None] & in_d[None, :]
+    x = tl.load(heads_at[:, None] + dims[None, :], mask=mask, other=0.0).to(tl.float32)
+    y = tl.load(heads_at[:, None] + partners[None, :], mask=mask, other=0.0).to(tl.float32)
+    if norm is not None:
+        weights = tl.load(norm + dims, mask=in_d, other=0.0)[None, :]
+        if not NORMS_ROTATED:
+            inverse = tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
+            x = x * inverse * weights
+            y = y * inverse * tl.load(norm + partners, mask=in_d, other=0.0)[None, :]
+    if ROTATES:
+        angles_at = cos_sin + position.to(tl.int64) * D + dims % (D // 2)
+        cos = tl.load(angles_at, mask=in_d, other=0.0)
+        sin = tl.load(angles_at + D // 2, mask=in_d, other=0.0)
+        x = x * cos[None, :] + y * tl.where(dims < D // 2, -sin, sin)[None, :]
+    if norm is not None and NORMS_ROTATED:
+        x = x * tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None] * weights
+    return x
+
+
+@triton.jit
+def _write_newest(
+    row_at, head, position, slot, k_cache, v_cache, block_stride, cos_sin, k_norm, eps, k_factor, v_factor,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, ROTATES: tl.constexpr, NORMS_ROTATED: tl.constexpr, LIMIT: tl.constexpr,
+):  # fmt: skip
+    """A token's key and value of one head, to its slot of the cache."""
+    one = tl.arange(0, 1)
+    key_at = row_at + (NUM_HEADS + head) * D + one
+    key = _turned(key_at, one == 0, position, cos_sin, k_norm, eps, D, BLOCK_D, ROTATES, NORMS_ROTATED)
+    dims = tl.arange(0, BLOCK_D)[None, :]
+    value_at = row_at + (NUM_HEADS + NUM_KV_HEADS + head) * D + dims
+    value = tl.load(value_at, mask=dims < D, other=0.0).to(tl.float32)
+    at = (slot // BLOCK_SIZE) * block_stride + (head * BLOCK_SIZE + slot % BLOCK_SIZE) * D + dims
+    store_limited(k_cache + at, key * k_factor, dims < D, LIMIT)
+    store_limited(v_cache + at, value * v_factor, dims < D, LIMIT)
+
+
+@jit(do_not_specialize=["table_stride", "num_seqs"], chained=True)
 def decode_kernel(
     out, partial, partial_stats, qkv, k_cache, v_cache, block_tables, table_stride, seq_lens, items, starts, num_seqs,
     slopes, biases, sinks, block_stride, scale, cap, v_scale, window,
+    positions, slots, cos_sin, q_norm, k_norm, eps, q_scales, k_factor, v_factor,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, Q_STRIDE: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr, CHUNK: tl.constexpr,
     CHUNKED: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.constexpr,
     KEYS: tl.constexpr, LOCAL: tl.constexpr, STRIDE: tl.constexpr, STEP: tl.constexpr,
+    ROTATES: tl.constexpr, NORMS_ROTATED: tl.constexpr, LIMIT: tl.constexpr, CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """One query a sequence. An item is a chunk of CHUNK keys of a sequence; programs take items x heads of keys in
     turn, starts[num_seqs] items in all. items int32 [., 2]: sequence, chunk. KEYS: of a block, where heads see some
-    blocks only; else 0. What no row of a tile sees is not read."""
+    blocks only; else 0. What no row of a tile sees is not read. slots int64 [num_seqs]: qkv is not rotated yet, and
+    the newest keys and values are to go there."""
+    wait_turn(CHAINED)
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     rows, dims = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     in_d = dims < D
@@ -107,8 +163,25 @@ def decode_kernel(
         elif window > 0:
             begin = tl.maximum(begin, seq_len - window)
         in_group = rows < GROUP
-        q_at = seq * Q_STRIDE + (head * GROUP + rows[:, None]) * D + dims[None, :]
-        q = tl.load(qkv + q_at, mask=in_group[:, None] & in_d[None, :], other=0.0)
+        if slots is None:
+            q_at = seq * Q_STRIDE + (head * GROUP + rows[:, None]) * D + dims[None, :]
+            q = tl.load(qkv + q_at, mask=in_group[:, None] & in_d[None, :], other=0.0)
+        else:
+            row_at, position = qkv + seq * Q_STRIDE, tl.load(positions + seq)
+            slot = tl.load(slots + seq)
+            if end == seq_len and slot >= 0:
+                _write_newest(
+                    row_at, head, position, slot, k_cache, v_cache, block_stride, cos_sin, k_norm, eps, k_factor,
+                    v_factor, NUM_HEADS, NUM_KV_HEADS, D, BLOCK_D, BLOCK_SIZE, ROTATES, NORMS_ROTATED, LIMIT,
+                )  # fmt: skip
+            turned = _turned(
+                row_at + (head * GROUP + rows) * D, in_group, position, cos_sin, q_norm, eps, D, BLOCK_D, ROTATES,
+                NORMS_ROTATED,
+            )  # fmt: skip
+            if q_scales is not None:
+                turned *= tl.load(q_scales + position)
+            q = turned.to(qkv.dtype.element_ty)
+            tl.debug_barrier()  # other threads of the program read what these wrote
         acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
@@ -145,12 +218,14 @@ def decode_kernel(
             tl.store(partial_stats + at_item * 2 + 1, total, mask=in_group)
 
 
-@jit
+@jit(chained=True)
 def combine_kernel(
     out, partial, partial_stats, starts, sinks, v_scale,
     NUM_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """One sequence and head: its chunks, in order, become one result. A sequence that does not decode has none."""
+    wait_turn(CHAINED)
     seq, head = tl.program_id(0), tl.program_id(1)
     num_chunks = tl.load(starts + seq + 1) - tl.load(starts + seq)
     if num_chunks > 1:

@@ -46,6 +46,8 @@ class AttentionPlan:
     tiles: Tensor  # int32 [num_tiles, 2]: sequence, tile of its queries
     partial: Tensor  # float32 [items, Hq, BLOCK_D]
     partial_stats: Tensor  # float32 [items, Hq, 2]: maximum, sum
+    is_split: bool = True  # a sequence that decodes may have several items
+    are_apart: bool = False  # no sequence sees a key that another one of the step writes
     prompts: FlashInferPrompts | None = None  # who computes `prompt_step` instead of the tiles
     prompt_step: PromptStep | None = None
 
@@ -55,6 +57,8 @@ class _Numbers:
     num_decodes: int
     num_items: int
     num_tiles: int
+    is_split: bool
+    are_apart: bool
     prompt_step: PromptStep | None = None
 
 
@@ -90,12 +94,18 @@ class AttentionPlanner:
         # All but the last are kept for graphs that were captured; together they take less than the last.
         self._scratch: list[tuple[Tensor, Tensor]] = []
 
-    def arrays(self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int) -> PlannedArrays:
-        """seq_lens int32 [B]; query_start_loc int32 [B + 1]; the first `num_decodes` sequences have one query each."""
+    def arrays(
+        self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int, *, are_apart: bool = False
+    ) -> PlannedArrays:
+        """seq_lens int32 [B]; query_start_loc int32 [B + 1]; the first `num_decodes` sequences have one query each.
+        `are_apart`: no sequence sees a key that another one of the step writes."""
         items, starts = _chunks(seq_lens[:num_decodes])
         tiles = _tiles(seq_lens, query_start_loc, num_decodes, self._queries)
         step = None if self._prompts is None else self._prompts.step(seq_lens, query_start_loc, num_decodes)
-        return PlannedArrays((items, starts, tiles), _Numbers(num_decodes, len(items), len(tiles), step))
+        return PlannedArrays(
+            (items, starts, tiles),
+            _Numbers(num_decodes, len(items), len(tiles), len(items) > num_decodes, are_apart, step),
+        )
 
     def padded_arrays(
         self,
@@ -105,8 +115,9 @@ class AttentionPlanner:
         *,
         num_seqs: int,
         num_prompt_tokens: int = 0,
+        are_apart: bool = False,
     ) -> PlannedArrays | None:
-        """`arrays` of a shape that depends on the last two numbers alone, for a step of up to `num_seqs` sequences with
+        """`arrays` of a shape that depends on the two numbers alone, for a step of up to `num_seqs` sequences with
         up to `num_prompt_tokens` tokens in those that do not decode; 0: all decode. None: they need more items or tiles
         than there are, or the library computes the prompts, whose plan has no fixed shape."""
         items, starts = _chunks(seq_lens[:num_decodes])
@@ -124,7 +135,11 @@ class AttentionPlanner:
             _filled(starts, num_seqs + 1, starts[-1]),
             _filled(tiles, num_tiles, -1),
         )
-        return PlannedArrays(padded, _Numbers(num_seqs, num_items, num_tiles))
+        if num_prompt_tokens:  # one graph for all of them: with what some do not need
+            return PlannedArrays(padded, _Numbers(num_seqs, num_items, num_tiles, is_split=True, are_apart=False))
+        is_split = len(items) > len(seq_lens)
+        numbers = _Numbers(num_seqs, num_items, 0, is_split, are_apart)
+        return PlannedArrays(padded, numbers, kind=(is_split, are_apart))
 
     def plan(self, arrays: PlannedArrays, tensors: Sequence[Tensor]) -> AttentionPlan:
         """`tensors`: those of `arrays` on the device."""
@@ -142,7 +157,8 @@ class AttentionPlanner:
             )
         return AttentionPlan(
             numbers.num_decodes, numbers.num_items, items, starts, numbers.num_tiles, tiles, *self._scratch[-1],
-            prompts=self._prompts, prompt_step=numbers.prompt_step,
+            is_split=numbers.is_split, are_apart=numbers.are_apart, prompts=self._prompts,
+            prompt_step=numbers.prompt_step,
         )  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def operations(binding: Binding) -> tuple[dict[str, Any], dict[str, str]]:
         "latent_write": latent.latent_write,
         "latent_attention": latent.latent_attention,
         "latent_cache_shape": latent.latent_cache_shape,
-        "program_runner": TritonRunner,
+        "program_runner": partial(TritonRunner, batch_invariant=binding.batch_invariant),
         "attention_planner": planner,
         "kv_cache_shapes": rope.kv_cache_shapes,
         "soft_cap_": elementwise.soft_cap_,

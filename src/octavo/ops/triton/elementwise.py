@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
-from octavo.ops.triton.launching import jit
+from octavo.ops.triton.launching import jit, wait_turn
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
 #: Columns of one program of the elementwise kernels.
@@ -71,12 +71,14 @@ def _store_quantized(out_q, out_scale, row, columns, mask, width, values, INT8: 
     tl.store(out_scale + row, scale)
 
 
-@jit
+@jit(chained=True)
 def _norm_kernel(
     out, out_scale, residual, x, weight, eps, width,
     BLOCK: tl.constexpr, HAS_RESIDUAL: tl.constexpr, QUANTIZE: tl.constexpr, INT8: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """A row: residual += x if there is one; out = its norm, quantized or not."""
+    wait_turn(CHAINED)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < width
@@ -93,12 +95,14 @@ def _norm_kernel(
         tl.store(out + row * width + columns, normed.to(out.dtype.element_ty), mask=mask)
 
 
-@jit
+@jit(chained=True)
 def _layer_norm_kernel(
     out, residual, x, weight, bias, eps, width,
     BLOCK: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """A row: residual += x if there is one; out = its layer norm."""
+    wait_turn(CHAINED)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < width
@@ -133,16 +137,18 @@ def _xielu_kernel(out, x, parameters, count, BLOCK: tl.constexpr):
     tl.store(out + index, activated.to(out.dtype.element_ty), mask=mask)
 
 
-@jit
-def _plain_act_kernel(out, x, count, KIND: tl.constexpr, BLOCK: tl.constexpr):
+@jit(chained=True)
+def _plain_act_kernel(out, x, count, KIND: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr = False):
+    wait_turn(CHAINED)
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
     values = tl.load(x + index, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + index, activation(values, KIND).to(out.dtype.element_ty), mask=mask)
 
 
-@jit
-def _act_kernel(out, gate_up, width, KIND: tl.constexpr, BLOCK: tl.constexpr):
+@jit(chained=True)
+def _act_kernel(out, gate_up, width, KIND: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr = False):
+    wait_turn(CHAINED)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < width
@@ -151,10 +157,12 @@ def _act_kernel(out, gate_up, width, KIND: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + row * width + columns, activated(gate, up, KIND).to(out.dtype.element_ty), mask=mask)
 
 
-@jit
+@jit(chained=True)
 def _act_quant_kernel(
-    out_q, out_scale, gate_up, width, KIND: tl.constexpr, INT8: tl.constexpr, BLOCK: tl.constexpr
+    out_q, out_scale, gate_up, width, KIND: tl.constexpr, INT8: tl.constexpr, BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):  # fmt: skip
+    wait_turn(CHAINED)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < width
@@ -163,8 +171,11 @@ def _act_quant_kernel(
     _store_quantized(out_q, out_scale, row, columns, mask, width, activated(gate, up, KIND), INT8)
 
 
-@jit
-def _quantize_kernel(out_q, out_scale, x, width, INT8: tl.constexpr, BLOCK: tl.constexpr):
+@jit(chained=True)
+def _quantize_kernel(
+    out_q, out_scale, x, width, INT8: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr = False
+):
+    wait_turn(CHAINED)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < width
@@ -172,8 +183,9 @@ def _quantize_kernel(out_q, out_scale, x, width, INT8: tl.constexpr, BLOCK: tl.c
     _store_quantized(out_q, out_scale, row, columns, mask, width, values, INT8)
 
 
-@jit
-def _add_kernel(residual, x, count, BLOCK: tl.constexpr):
+@jit(chained=True)
+def _add_kernel(residual, x, count, BLOCK: tl.constexpr, CHAINED: tl.constexpr = False):
+    wait_turn(CHAINED)
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
     values = tl.load(residual + index, mask=mask, other=0.0).to(tl.float32)
@@ -181,8 +193,9 @@ def _add_kernel(residual, x, count, BLOCK: tl.constexpr):
     tl.store(residual + index, values.to(residual.dtype.element_ty), mask=mask)
 
 
-@jit
-def _add_gated_kernel(residual, x, gates, width, BLOCK: tl.constexpr):
+@jit(chained=True)
+def _add_gated_kernel(residual, x, gates, width, BLOCK: tl.constexpr, CHAINED: tl.constexpr = False):
+    wait_turn(CHAINED)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < width

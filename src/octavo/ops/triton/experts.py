@@ -19,7 +19,7 @@ from octavo.ops.lora import ExpertDeltas
 from octavo.ops.routing import Routing
 from octavo.ops.triton import elementwise, lora
 from octavo.ops.triton.experts_int import IntExperts, common_form, int_product, joined, rows_of_tile
-from octavo.ops.triton.launching import jit
+from octavo.ops.triton.launching import jit, wait_turn
 from octavo.ops.triton.linear_dense import HALF_TYPES
 from octavo.ops.triton.linear_int import IntLinear, pack_int
 from octavo.ops.triton.variants import Variant
@@ -130,13 +130,15 @@ def _in_best_groups(
     return tl.where(is_open, values, float("-inf"))
 
 
-@jit
+@jit(chained=True)
 def _route_kernel(
     ids, weights, scores, bias, scales, factor, jitter,
     KIND: tl.constexpr, RENORMALIZE: tl.constexpr, GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr,
     GROUP_BEST: tl.constexpr, E: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """One row, as `Routing` says."""
+    wait_turn(CHAINED)
     row = tl.program_id(0).to(tl.int64)
     experts = tl.arange(0, BLOCK)
     given = tl.load(scores + row * E + experts, mask=experts < E, other=float("-inf")).to(tl.float32)
@@ -177,9 +179,10 @@ def _route_kernel(
         tl.store(weights + row * K + j, weight)
 
 
-@jit(do_not_specialize=["count"])
-def _count_kernel(counts, ids, count, BLOCK: tl.constexpr):
+@jit(do_not_specialize=["count"], chained=True)
+def _count_kernel(counts, ids, count, BLOCK: tl.constexpr, CHAINED: tl.constexpr = False):
     """How many of the entries name an expert."""
+    wait_turn(CHAINED)
     expert = tl.program_id(0)
     total = 0
     for at in range(0, count, BLOCK):
@@ -188,9 +191,20 @@ def _count_kernel(counts, ids, count, BLOCK: tl.constexpr):
     tl.store(counts + expert, total)
 
 
-@jit(do_not_specialize=["count"])
-def _place_kernel(places, order, counts, ids, count, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK: tl.constexpr):
+@jit(do_not_specialize=["count"], chained=True)
+def _place_kernel(
+    places,
+    order,
+    counts,
+    ids,
+    count,
+    E: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr = False,
+):
     """The entries of an expert go to consecutive places, in their order; order[place] is the entry."""
+    wait_turn(CHAINED)
     expert = tl.program_id(0)
     experts = tl.arange(0, BLOCK_E)
     begin = tl.sum(tl.load(counts + experts, mask=experts < expert, other=0), 0)
@@ -203,14 +217,16 @@ def _place_kernel(places, order, counts, ids, count, E: tl.constexpr, BLOCK_E: t
         begin += tl.sum(mine, 0)
 
 
-@jit
+@jit(chained=True)
 def _product_kernel(
     out, x, weight, bias, scales, order, counts, N, K, rows_per_x,
     E: tl.constexpr, BLOCK_E: tl.constexpr, GATHER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """A tile of the rows of one expert. GATHER: x has a row for each `rows_per_x` entries, not one for each place.
     scales, by entry, or none: what x is multiplied by."""
+    wait_turn(CHAINED)
     expert, rows, exists, sources = rows_of_tile(order, counts, rows_per_x, E, BLOCK_E, GATHER, BLOCK_M)
     if expert < E:
         columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -232,9 +248,12 @@ def _product_kernel(
         tl.store(target, acc.to(out.dtype.element_ty), mask=exists[:, None] & (columns < N)[None, :])
 
 
-@jit
-def _combine_kernel(out, y, places, weights, width, K: tl.constexpr, BLOCK: tl.constexpr):
+@jit(chained=True)
+def _combine_kernel(
+    out, y, places, weights, width, K: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr = False
+):
     """The sum over a row's experts, in their order. weights: none if the experts' inputs were multiplied."""
+    wait_turn(CHAINED)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < width

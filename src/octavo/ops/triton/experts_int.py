@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
-from octavo.ops.triton.launching import jit
+from octavo.ops.triton.launching import jit, wait_turn
 from octavo.ops.triton.linear_int import FORMS, Form, IntLinear, form_of, ptx_of, tile_of, unit_of
 from octavo.ops.triton.linear_int_kernels import tile_products
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
@@ -89,14 +89,16 @@ def rows_of_tile(
     return tl.minimum(expert, E), rows, exists, sources
 
 
-@jit
+@jit(chained=True)
 def _int_product_kernel(
     out, x, w, scales, mins, table, bias, factors, order, counts, N, K, rows_per_x, stride_w, stride_s,
     E: tl.constexpr, BLOCK_E: tl.constexpr, GATHER: tl.constexpr, BITS: tl.constexpr, ZERO: tl.constexpr,
     TILE: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
     HAS_MINS: tl.constexpr, UNPACK: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """A tile of the rows of one expert. factors, by entry, or none: what x is multiplied by."""
+    wait_turn(CHAINED)
     expert, rows, exists, sources = rows_of_tile(order, counts, rows_per_x, E, BLOCK_E, GATHER, BLOCK_M)
     if expert < E:
         columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)

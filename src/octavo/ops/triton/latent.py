@@ -19,7 +19,7 @@ from octavo.ops.triton.attention_kernels import _online, combine_kernel
 from octavo.ops.triton.attention_plan import CHUNK, LATENT_HEADS, LATENT_ROWS, AttentionPlan, plan_of
 from octavo.ops.triton.experts import ExpertsWeight
 from octavo.ops.triton.launching import jit
-from octavo.ops.triton.rope import _FLOAT8_MAX, _store
+from octavo.ops.triton.rope import FLOAT8_MAX, store_limited
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
 #: Keys of a tile, by the size of an element.
@@ -53,11 +53,11 @@ def _write_kernel(
             x = tl.load(row + dims, mask=in_rank, other=0.0).to(tl.float32)
             inverse = tl.rsqrt(tl.sum(x * x, 0) / RANK + eps)
             x = x * inverse * tl.load(norm + dims, mask=in_rank, other=0.0)
-            _store(target + dims, x, in_rank, LIMIT)
+            store_limited(target + dims, x, in_rank, LIMIT)
             first = tl.load(row + RANK + half, mask=in_half, other=0.0).to(tl.float32)
             second = tl.load(row + RANK + ROPE // 2 + half, mask=in_half, other=0.0).to(tl.float32)
-            _store(target + RANK + half, first * cos - second * sin, in_half, LIMIT)
-            _store(target + RANK + ROPE // 2 + half, second * cos + first * sin, in_half, LIMIT)
+            store_limited(target + RANK + half, first * cos - second * sin, in_half, LIMIT)
+            store_limited(target + RANK + ROPE // 2 + half, second * cos + first * sin, in_half, LIMIT)
     else:
         heads = (tl.program_id(1) - 1) * HEADS + tl.arange(0, HEADS)
         mask = (heads < NUM_HEADS)[:, None] & in_half[None, :]
@@ -229,7 +229,7 @@ def latent_write(
         q_latent, q, kv, positions, cos_sin, norm, eps, cache, slot_mapping, cache.shape[1], cache.stride(0),
         NUM_HEADS=latent.num_heads, NOPE=latent.nope_dim, RANK=latent.rank, ROPE=latent.rope_dim,
         BLOCK_R=triton.next_power_of_2(latent.rank), HALF=triton.next_power_of_2(latent.rope_dim // 2),
-        HEADS=LATENT_HEADS, LIMIT=_FLOAT8_MAX.get(cache.dtype, 0.0), num_warps=4,
+        HEADS=LATENT_HEADS, LIMIT=FLOAT8_MAX.get(cache.dtype, 0.0), num_warps=4,
     )  # fmt: skip
 
 
@@ -316,7 +316,7 @@ def variants() -> list[Variant]:
                 name=f"write {name}",
                 kernel=_write_kernel,
                 signature=pointers | own | numbers,
-                constexprs=sizes | {"NOPE": nope, "HALF": rope // 2, "LIMIT": _FLOAT8_MAX.get(cache, 0.0)},
+                constexprs=sizes | {"NOPE": nope, "HALF": rope // 2, "LIMIT": FLOAT8_MAX.get(cache, 0.0)},
                 divisible=frozenset({*pointers, *own, "block_size", "block_stride"}),
                 min_capability=minimum,
             )

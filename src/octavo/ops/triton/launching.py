@@ -3,24 +3,31 @@
 Triton looks at every argument of every launch, twice, builds a text of what it has found and looks the kernel up by it.
 Here the same facts make a short key, pointers go to the driver as numbers, and the compiled kernel is called directly.
 What is new, or not understood, goes the way of Triton.
+
+Kernels that follow each other in every step of decoding are chained: where the GPU can, each is launched while the one
+before still computes (programmatic dependent launch), and waits for its end before it reads or writes anything, by
+`wait_turn`. So what it waits for has waited too, and all is done in order. What is launched otherwise waits by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from types import NoneType
 from typing import Any, Final
 
 import torch
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import triton
+from octavo.ops.triton.switches import is_on
 from triton import knobs
 
-__all__ = ["jit"]
+__all__ = ["jit", "wait_turn"]
 
 #: Versions in which compiled kernels are called as it is done here.
 _VERSIONS: Final = ((3, 4), (3, 7))
@@ -43,14 +50,17 @@ class _Kept:
 class Kernel(JITFunction):  # type: ignore[misc]
     """Called as any of Triton's kernels; a grid is a tuple, and what is given by name are constants and options."""
 
-    def __init__(self, function: Callable[..., Any], **options: Any) -> None:
+    def __init__(self, function: Callable[..., Any], chained: bool = False, **options: Any) -> None:
         super().__init__(function, **options)
         self._kept: dict[tuple[Any, ...], _Kept] = {}
+        self._is_chained = chained
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return partial(self._launch, grid)
 
     def _launch(self, grid: tuple[int, ...], *args: Any, **named: Any) -> None:
+        if self._is_chained and _can_chain(driver.active.get_current_device()):
+            named["CHAINED"] = named["launch_pdl"] = True
         key: list[Any] = [*named, *named.values()]
         values: list[Any] = []
         places = 0
@@ -90,11 +100,25 @@ class Kernel(JITFunction):  # type: ignore[misc]
         return _Kept(compiled.run, compiled.function, compiled.packed_metadata, device, constants)
 
 
-def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """`triton.jit` of what is launched often."""
+def jit(function: Callable[..., Any] | None = None, *, chained: bool = False, **options: Any) -> Any:
+    """`triton.jit` of what is launched often. `chained`: it has a parameter `CHAINED: tl.constexpr = False`, the last,
+    which is for `wait_turn` and which no caller gives."""
     if function is None:
-        return partial(jit, **options)
-    return triton.jit(function, **options) if knobs.runtime.interpret else Kernel(function, **options)
+        return partial(jit, chained=chained, **options)
+    return triton.jit(function, **options) if knobs.runtime.interpret else Kernel(function, chained, **options)
+
+
+@triton.jit
+def wait_turn(CHAINED: tl.constexpr):
+    """Let the next kernel be launched, and wait for the one before."""
+    if CHAINED:
+        gdc_launch_dependents()
+        gdc_wait()
+
+
+@cache
+def _can_chain(device: int) -> bool:
+    return is_on("dependent_launch") and driver.active.get_current_target().arch >= 90
 
 
 def _class_of(value: int) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from octavo.ops.triton.experts import ExpertsWeight, pack_experts, pack_floats
 from octavo.ops.triton.experts_int import IntExperts
-from octavo.ops.triton.linear_dense import Bias, DenseLinear
+from octavo.ops.triton.linear_dense import Bias, DenseLinear, InputNorm
 from octavo.ops.triton.linear_embedding import Embedding, embedding
 from octavo.ops.triton.linear_int import Form, IntLinear, form_of, pack_int
 from octavo.ops.triton.linear_tiles import InvariantLinear, padded_columns
@@ -25,8 +25,8 @@ from octavo.ops.triton.linear_w8a8 import TYPES, QuantizedLinear, check_supporte
 from octavo.quant.packed import QuantizedWeight, as_floats
 
 __all__ = [
-    "LinearPacker", "LinearWeight", "can_fuse_act", "embedding", "has_fused_act", "linear", "linear_act",
-    "linear_quantized", "quantized_dtype",
+    "LinearPacker", "LinearWeight", "can_fuse_act", "can_join", "embedding", "has_fused_act", "linear", "linear_act",
+    "linear_joined", "linear_quantized", "quantized_dtype",
 ]  # fmt: skip
 
 Weight = Tensor | QuantizedWeight
@@ -137,6 +137,22 @@ def linear_act(out: Tensor, x: Tensor, w: LinearWeight, kind: str) -> None:
     """out [T, I] = act(x @ gate.T) * (x @ up.T) in one launch; w is gate over up, [2 I, K], and has_fused_act."""
     assert isinstance(w, DenseLinear | IntLinear), w.kind
     w.multiply_act(out, x, kind)
+
+
+def can_join(w: LinearWeight, num_rows: int, dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Whether `linear_joined` takes w with so many rows of x. (Sums of float16 that no norm has met may overflow.)"""
+    if not isinstance(w, DenseLinear | IntLinear) or dtype != torch.bfloat16:
+        return False
+    return num_rows > 0 and w.can_join(num_rows)
+
+
+def linear_joined(
+    out: Tensor, x: Tensor, w: LinearWeight, *, norm: InputNorm | None = None, act: str = "", adds: bool = False
+) -> None:
+    """`linear` in one launch with the norm of its input, if there is one, and with the activation of its result
+    (`linear_act`), or, `adds`, out += its result. Rounded is x times the norm's weight, and not x's norm."""
+    assert isinstance(w, DenseLinear | IntLinear), w.kind
+    w.multiply_joined(out, x, norm, act, adds)
 
 
 class LinearPacker:

@@ -9,16 +9,19 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
-from octavo.ops.triton.launching import jit
+from octavo.ops.triton.launching import jit, wait_turn
 from octavo.ops.triton.linear_int import IntLinear
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
 _BLOCK = 1024
 
 
-@jit
-def _gather_kernel(out, ids, table, K, factor, stride_out, stride_table, BLOCK: tl.constexpr):
+@jit(chained=True)
+def _gather_kernel(
+    out, ids, table, K, factor, stride_out, stride_table, BLOCK: tl.constexpr, CHAINED: tl.constexpr = False
+):
     """out [T, K] = factor * table[ids]. A program takes BLOCK columns of a row."""
+    wait_turn(CHAINED)
     t = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(ids + t).to(tl.int64)

@@ -18,7 +18,17 @@ from torch import Tensor
 
 import triton
 from octavo.ops.triton.linear_chip import Chip, chip
-from octavo.ops.triton.linear_dense import FEW_ROWS, HALF_TYPES, LEAST_ROWS, SHAPES, WARPS, Bias, by_library
+from octavo.ops.triton.linear_dense import (
+    FEW_ROWS,
+    HALF_TYPES,
+    LEAST_ROWS,
+    NO_NORM,
+    SHAPES,
+    WARPS,
+    Bias,
+    InputNorm,
+    by_library,
+)
 from octavo.ops.triton.linear_int_kernels import (
     FLOAT8S,
     int_few_rows_kernel,
@@ -39,6 +49,11 @@ MANY_ROWS: Final = 1024
 _PIECE: Final = 32 << 20
 _STAGE_BUDGET: Final = 96 << 10
 _MOST_STAGES: Final = 8
+#: Rows of x that products take with their norm, and least groups of 4 bits: with more rows or smaller groups, a
+#: program's registers leave room for fewer programs.
+_JOINED_ROWS: Final = 4
+_JOINED_GROUP: Final = 64
+_JOINED_STAGES: Final = 6
 
 
 class Form(NamedTuple):
@@ -139,6 +154,13 @@ class IntLinear:
     def multiply_act(self, out: Tensor, x: Tensor, act: str) -> None:
         int_few_rows(out, x, self, act)
 
+    def can_join(self, num_rows: int) -> bool:
+        has_room = self.form.bits == 8 or self.form.group >= _JOINED_GROUP
+        return has_room and num_rows <= _JOINED_ROWS and self.has_act(num_rows)
+
+    def multiply_joined(self, out: Tensor, x: Tensor, norm: InputNorm | None, act: str, adds: bool) -> None:
+        int_few_rows(out, x, self, act, norm, adds)
+
     def write_rows(self, out: Tensor, ids: Tensor | None, first: int = 0, factor: float = 1.0) -> None:
         """out [T, K] = factor * rows `ids` int32 [T], or those from `first` on. Any float type."""
         block = 32
@@ -218,7 +240,9 @@ class FewRowsTile(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
-def few_rows_tile(num_rows: int, n: int, k: int, bits: int, unit: int, num_sms: int, least_n: int = 16) -> FewRowsTile:
+def few_rows_tile(
+    num_rows: int, n: int, k: int, bits: int, unit: int, num_sms: int, least_n: int = 16, has_norm: bool = False
+) -> FewRowsTile:
     """The tile for up to 16 rows; a program takes at least `least_n` rows of the weight."""
     block_m = max(LEAST_ROWS, triton.next_power_of_2(num_rows))
     slice_k = max(32, min(unit, tile_of(k) // 2))  # tensor cores take 32 of what was bytes
@@ -233,23 +257,29 @@ def few_rows_tile(num_rows: int, n: int, k: int, bits: int, unit: int, num_sms: 
     ):
         block_n *= 2
     columns = slices * slice_k * (2 if bits == 4 else 1)
-    stage_bytes = slices * slice_k * block_n + 2 * columns * block_m
-    return FewRowsTile(block_n, block_m, slices, slice_k, max(2, min(_MOST_STAGES, _STAGE_BUDGET // stage_bytes)))
+    stage_bytes = slices * slice_k * block_n + 2 * columns * block_m + (4 * columns if has_norm else 0)
+    stages = min(_JOINED_STAGES if has_norm else _MOST_STAGES, _STAGE_BUDGET // stage_bytes)
+    return FewRowsTile(block_n, block_m, slices, slice_k, max(2, stages))
 
 
-def int_few_rows(out: Tensor, x: Tensor, w: IntLinear, act: str = "") -> None:
-    """out [M, N] = x [M, K] @ w.T + bias, M <= 16; act: w is gate over up, [2 N, K], and out = act(gate) * up."""
+def int_few_rows(
+    out: Tensor, x: Tensor, w: IntLinear, act: str = "", norm: InputNorm | None = None, adds: bool = False
+) -> None:
+    """out [M, N] = x [M, K] @ w.T + bias, M <= 16; act: w is gate over up, [2 N, K], and out = act(gate) * up. norm: it
+    is x's norm that is multiplied. adds: to what out has."""
     num_rows, n = out.shape
     tile = few_rows_tile(
-        num_rows, w.N, w.K, w.form.bits, w.unit, chip(x.device).num_sms, 32 if act else 16
-    )  # fmt: skip
+        num_rows, w.N, w.K, w.form.bits, w.unit, chip(x.device).num_sms, 32 if act else 16, norm is not None
+    )
     is_even = w.K % (tile.slices * tile.slice_k * (2 if w.form.bits == 4 else 1)) == 0
+    norm = norm or NO_NORM
     int_few_rows_kernel[(triton.cdiv(w.N, tile.block_n),)](
-        out, x, w.packed, w.scales, w.mins, w.table, None if w.bias is None else w.bias.exact, num_rows, n, w.K,
-        out.stride(0), x.stride(0), w.packed.stride(0), w.scales.stride(0),
+        out, x, w.packed, w.scales, w.mins, w.table, None if w.bias is None else w.bias.exact, norm.weight, norm.eps,
+        num_rows, n, w.K, out.stride(0), x.stride(0), w.packed.stride(0), w.scales.stride(0),
         w.form.bits, w.form.zero, w.tile if w.form.bits == 4 else tile.slice_k, min(w.unit, tile.slice_k),
         w.form.group, tile.slices, tile.slice_k, tile.block_n, tile.block_m, is_even,
-        w.mins is not None, w.bias is not None, _unpacking(w.form, x), act, num_warps=WARPS, num_stages=tile.stages,
+        w.mins is not None, w.bias is not None, _unpacking(w.form, x), act, adds,
+        num_warps=WARPS, num_stages=tile.stages,
     )  # fmt: skip
 
 
@@ -361,19 +391,25 @@ def _variant(name: str, form: Form, k: int, dtype: torch.dtype, kernel: Any, **m
 
 
 def _few_rows_variant(
-    name: str, num_rows: int, n: int, k: int, dtype: torch.dtype = torch.bfloat16, act: str = ""
+    name: str, num_rows: int, n: int, k: int, dtype: torch.dtype = torch.bfloat16, act: str = "", joins: str = ""
 ) -> Variant:
     form = FORMS[name]
-    tile = few_rows_tile(num_rows, n, k, form.bits, unit_of(form, k), 132, 32 if act else 16)
+    tile = few_rows_tile(num_rows, n, k, form.bits, unit_of(form, k), 132, 32 if act else 16, joins == "norm")
     more = {
         "SLICES": tile.slices, "SLICE": tile.slice_k, "BLOCK_N": tile.block_n, "BLOCK_M": tile.block_m,
         "EVEN_K": k % (tile.slices * tile.slice_k * (2 if form.bits == 4 else 1)) == 0, "ACT": act,
         "UNIT": min(unit_of(form, k), tile.slice_k), "num_warps": WARPS, "num_stages": tile.stages,
     }  # fmt: skip
+    more |= {"ADDS": joins == "sum", "CHAINED": False, "norm": None, "eps": 0.0}
     if form.bits == 8:
         more["TILE"] = tile.slice_k
-    title = f"few rows {name} {TYPE_NAMES[dtype]}, {num_rows} x {n} x {k} {act}"
-    return _variant(title, form, k, dtype, int_few_rows_kernel, **more)
+    title = f"few rows {name} {TYPE_NAMES[dtype]}, {num_rows} x {n} x {k} {act}{joins and f', with the {joins}'}"
+    made = _variant(title, form, k, dtype, int_few_rows_kernel, **more)
+    if joins != "norm":
+        return made
+    signature = {**made.signature, "norm": "*fp32", "eps": "fp32"}
+    constexprs = {key: value for key, value in made.constexprs.items() if key not in signature}
+    return replace(made, signature=signature, constexprs=constexprs, divisible=made.divisible | {"norm"})
 
 
 def _tile_variant(name: str, tile: Tile, capability: int, splits: int = 1) -> Variant:
@@ -412,6 +448,11 @@ def variants() -> list[Variant]:
     """Each format's products with one row and with 16, each tile, and the rows as floats."""
     found = [_few_rows_variant(name, num_rows, 6144, 4096) for name in FORMS for num_rows in (1, 4, 16)]
     found += [_few_rows_variant("GPTQ", num_rows, *SHAPES["8B gate_up"], act="silu") for num_rows in (1, 16)]
+    joined = [name for name, form in FORMS.items() if form.bits == 8 or form.group >= _JOINED_GROUP]
+    found += [_few_rows_variant(name, num_rows, 6144, 4096, joins="norm") for name in joined for num_rows in (1, 4)]
+    for num_rows in (1, 4):
+        found.append(_few_rows_variant("GPTQ", num_rows, *SHAPES["8B o"], joins="sum"))
+        found.append(_few_rows_variant("GPTQ", num_rows, *SHAPES["8B gate_up"], act="silu", joins="norm"))
     found += [_few_rows_variant("GPTQ", 1, *SHAPES[name]) for name in ("0.6B o", "0.6B down", "8B down", "8B gate_up")]
     found += [_few_rows_variant(name, 1, 4096, 4096, torch.float16) for name in ("GPTQ", "Q8_0")]
     found += [_few_rows_variant("Q8_0", 1, 576, 576)]

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
-from octavo.ops.triton.launching import jit
+from octavo.ops.triton.launching import jit, wait_turn
 from octavo.ops.triton.linear_dense import store_rows, weight_rows
 
 #: Tables of float8, as bytes of float32: how many digits and what bias of the exponent they have.
@@ -189,20 +189,31 @@ def _scaled_slices(u, scales, mins, HAS_MINS: tl.constexpr, TYPE: tl.constexpr):
     return tl.reshape(value, (SLICES, R, C)).to(TYPE)
 
 
-@jit(do_not_specialize=["M"])
+@triton.jit
+def _weighed(squares, x, weight):
+    """squares + x * x in float32, and x times the norm's weight."""
+    plain = x.to(tl.float32)
+    return squares + plain * plain, (plain * weight).to(x.dtype)
+
+
+@jit(do_not_specialize=["M"], chained=True)
 def int_few_rows_kernel(  # noqa: C901 - the branches are of what is known when it is compiled
-    out, x, w, scales, mins, table, bias, M, N, K, stride_out, stride_x, stride_w, stride_s,
+    out, x, w, scales, mins, table, bias, norm, eps, M, N, K, stride_out, stride_x, stride_w, stride_s,
     BITS: tl.constexpr, ZERO: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,
     SLICES: tl.constexpr, SLICE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, EVEN_K: tl.constexpr,
-    HAS_MINS: tl.constexpr, HAS_BIAS: tl.constexpr, UNPACK: tl.constexpr, ACT: tl.constexpr,
+    HAS_MINS: tl.constexpr, HAS_BIAS: tl.constexpr, UNPACK: tl.constexpr, ACT: tl.constexpr, ADDS: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """out [M, N] = x [M, K] @ w.T, M <= 16; with ACT, w has 2 N rows and out = act(x @ w[:N].T) * (x @ w[N:].T).
+
+    norm float32 [K]: the norm of x with these weights is in its place. ADDS: to what out has.
 
     As in `linear_dense` the warps of a block share K. Where a slice has one scale (UNIT is SLICE), its products, exact
     integers times x, are summed before the scale is applied: one multiplication for a slice and not for each weight;
     and so are the mins, to the sum of x, which is a product with ones. Scales are fetched a step ahead, as they would
     be waited for.
     """
+    wait_turn(CHAINED)
     TYPE: tl.constexpr = x.dtype.element_ty
     HALF: tl.constexpr = TILE // 2 if BITS == 4 else TILE
     BYTES: tl.constexpr = SLICES * SLICE  # of a row, in a step
@@ -217,6 +228,9 @@ def int_few_rows_kernel(  # noqa: C901 - the branches are of what is known when 
     w_at = w + (row[None, :, None].to(tl.int64) * stride_w + byte[:, None, None] + inner[None, None, :])
     x_at = x + (m[None, None, :] * stride_x + k_x[:, None, None] + inner[None, :, None])
     acc = tl.zeros((SLICES, BLOCK_N, BLOCK_M), tl.float32)
+    if norm is not None:
+        norm_at = norm + (k_x[:, None, None] + inner[None, :, None])
+        squares = tl.zeros((SLICES, SLICE, BLOCK_M), tl.float32)
     scaled_byte = tl.arange(0, BYTES // UNIT) * UNIT
     k_s = scaled_byte // HALF * TILE + scaled_byte % HALF
     s_low = _scales_at(scales, k_s, row, row_mask, K, stride_s, GROUP)
@@ -239,6 +253,12 @@ def int_few_rows_kernel(  # noqa: C901 - the branches are of what is known when 
         x_high = x_low
         if BITS == 4:
             x_high = tl.load(x_at + HALF, mask=x_mask, other=0.0)
+        if norm is not None:
+            in_norm = (k + k_x < K)[:, None, None]
+            squares, x_low = _weighed(squares, x_low, tl.load(norm_at, mask=in_norm, other=0.0))
+            if BITS == 4:
+                squares, x_high = _weighed(squares, x_high, tl.load(norm_at + HALF, mask=in_norm, other=0.0))
+            norm_at += STEP
         if UNIT != SLICE:
             acc = tl.dot(_scaled_slices(low, s_low, m_low, HAS_MINS, TYPE), x_low, acc)
             if BITS == 4:
@@ -268,9 +288,11 @@ def int_few_rows_kernel(  # noqa: C901 - the branches are of what is known when 
         w_at += BYTES
         x_at += STEP
     total = tl.sum(acc, 0)
+    if norm is not None:
+        total = total * tl.rsqrt(tl.sum(tl.sum(squares, 1), 0) / K + eps)[None, :]
     if HAS_BIAS:
         total += tl.load(bias + row, mask=row_mask, other=0.0)[:, None]
-    store_rows(out, total, M, N, stride_out, BLOCK_N, BLOCK_M, ACT)
+    store_rows(out, total, M, N, stride_out, BLOCK_N, BLOCK_M, ACT, ADDS)
 
 
 @triton.jit

@@ -14,23 +14,24 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
-from octavo.ops.triton.launching import jit
+from octavo.ops.triton.launching import jit, wait_turn
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
 #: Heads of one program.
 _HEADS: Final = 8
-_FLOAT8_MAX: Final = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
+FLOAT8_MAX: Final = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
 
 
-@jit
+@jit(chained=True)
 def _rope_kernel(
     qkv, positions, cos_sin, q_norm, k_norm, eps, q_scales, k_cache, v_cache, slots, k_factor, v_factor, block_size,
     block_stride,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr,
     HAS_NORM: tl.constexpr, ROTATES: tl.constexpr, LIMIT: tl.constexpr, NORMS_ROTATED: tl.constexpr,
-    HAS_SCALES: tl.constexpr,
+    HAS_SCALES: tl.constexpr, CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """One token, HEADS heads of q | k | v. HALF: D / 2, rounded up to a power of two."""
+    wait_turn(CHAINED)
     TOTAL: tl.constexpr = NUM_HEADS + 2 * NUM_KV_HEADS
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
@@ -68,11 +69,11 @@ def _rope_kernel(
         k_heads = heads - NUM_HEADS
         is_k = mask & ((is_q == 0) & (is_v == 0))[:, None]
         target = k_cache + at + k_heads[:, None] * block_size * D + half[None, :]
-        _store(target, new_first * k_factor, is_k, LIMIT)
-        _store(target + D // 2, new_second * k_factor, is_k, LIMIT)
+        store_limited(target, new_first * k_factor, is_k, LIMIT)
+        store_limited(target + D // 2, new_second * k_factor, is_k, LIMIT)
         target = v_cache + at + (k_heads - NUM_KV_HEADS)[:, None] * block_size * D + half[None, :]
-        _store(target, first * v_factor, mask & is_v[:, None], LIMIT)
-        _store(target + D // 2, second * v_factor, mask & is_v[:, None], LIMIT)
+        store_limited(target, first * v_factor, mask & is_v[:, None], LIMIT)
+        store_limited(target + D // 2, second * v_factor, mask & is_v[:, None], LIMIT)
 
 
 @triton.jit
@@ -89,7 +90,7 @@ def _normed(first, second, is_q, q_norm, k_norm, eps, half, in_half, D: tl.const
 
 
 @triton.jit
-def _store(target, values, mask, LIMIT: tl.constexpr):
+def store_limited(target, values, mask, LIMIT: tl.constexpr):
     """Cached values; float8 has no room beyond its limit, and one value must not become infinity."""
     if LIMIT > 0:
         values = tl.clamp(values, -LIMIT, LIMIT)
@@ -152,7 +153,7 @@ def rope_kv_write(
         HEADS=_HEADS,
         HAS_NORM=q_norm is not None,
         ROTATES=cos_sin is not None,
-        LIMIT=_FLOAT8_MAX.get(k_cache.dtype, 0.0),
+        LIMIT=FLOAT8_MAX.get(k_cache.dtype, 0.0),
         NORMS_ROTATED=norms_rotated,
         HAS_SCALES=q_scales is not None,
         num_warps=4,
@@ -172,7 +173,7 @@ def variants() -> list[Variant]:
         pointers |= dict.fromkeys(("k_cache", "v_cache"), f"*{TYPE_NAMES[cache]}")
         constexprs: dict[str, Any] = {
             "NUM_HEADS": heads, "NUM_KV_HEADS": kv_heads, "D": head_dim, "HALF": head_dim // 2, "HEADS": _HEADS,
-            "HAS_NORM": has_norm, "ROTATES": True, "LIMIT": _FLOAT8_MAX.get(cache, 0.0),
+            "HAS_NORM": has_norm, "ROTATES": True, "LIMIT": FLOAT8_MAX.get(cache, 0.0),
             "NORMS_ROTATED": is_rotated_first, "HAS_SCALES": is_rotated_first,
         }  # fmt: skip
         if has_norm:
