@@ -9,10 +9,11 @@ import torch
 
 from engine.harness import Engine, request
 from engine.test_lora import LORA, with_adapter
-from models.test_towers import Case, pixels
+from models.towers import Case
 from octavo.base.errors import CheckpointError
 from octavo.wire.messages import AddRequest
 from support.adapters import merged, random_adapter, write_adapter
+from support.pictures import pixels
 
 TARGETS = r".*language_model.*\.(q_proj|v_proj|gate_proj|down_proj)"
 

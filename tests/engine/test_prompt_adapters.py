@@ -12,12 +12,13 @@ import transformers
 
 from engine.harness import Engine, Reply, request
 from engine.test_lora import ALL, COMMON, LORA, SIZES, VOCAB, ids_of, logits, make, with_adapter
-from models.test_towers import Case, pixels
+from models.towers import Case
 from octavo.base.config import PromptAdapterConfig
 from octavo.base.errors import InvalidConfig
 from octavo.core.scheduler.scheduler import Scheduler
 from octavo.wire.messages import AddRequest
 from support.adapters import logits_behind, random_adapter, write_adapter, write_prompt_adapter
+from support.pictures import pixels
 
 PROMPTS = PromptAdapterConfig(enable_prompt_adapter=True, max_prompt_adapters=2, max_prompt_adapter_token=40)
 

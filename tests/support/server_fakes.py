@@ -344,7 +344,7 @@ def make_server(
         grammars=grammars,
         media=None
         if processor is None
-        else MediaReader(processor, settings, fetcher=fetcher and fetcher(settings), decoder=decoder),
+        else MediaReader(processor, settings, rows_width=4, fetcher=fetcher and fetcher(settings), decoder=decoder),
         output=OutputSettings(
             TOOL_FORMATS[tools] if tools else None,
             REASONING_FORMATS[reasoning] if reasoning else None,

@@ -19,7 +19,7 @@ from models.test_early_towers import CASES as EARLY
 from models.test_early_towers import EarlyCase
 from models.test_sound_towers import Case as SoundCase
 from models.test_sound_towers import sound
-from models.test_towers import Case, pixels
+from models.towers import Case
 from octavo.base.config import (
     CacheConfig,
     EngineConfig,
@@ -38,6 +38,7 @@ from octavo.worker import worker as worker_module
 from octavo.worker.worker import Worker
 from support.adapters import random_adapter, write_adapter, write_prompt_adapter
 from support.interpreted_device import InterpretedDevice
+from support.pictures import pixels
 from support.tiny_bart import logits_of, make_bart, random_ids
 from support.tiny_mllama import IMAGE, asking, make_mllama
 from support.tiny_whisper import END, FIRST_TIME, NO_SPEECH, ROWS, START, make_whisper, random_frames, tensor_of

@@ -153,7 +153,7 @@ class ServedModel:
             root=settings.engine.model.model,
             logprobs_mode=settings.engine.model.logprobs_mode,
             max_fanout=settings.engine.scheduler.max_num_queued_reqs,
-            media=media_reader(processor, server),
+            media=media_reader(processor, server, most_items=info.max_media_items, rows_width=info.media_width),
             speech=speech,
             grammars=GrammarChecker(seconds=server.grammar_timeout, cache_bytes=server.grammar_cache_bytes),
             **parts,

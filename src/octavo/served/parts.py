@@ -151,6 +151,7 @@ class Renderer(Protocol):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         simplify: bool = False,
         media: Mapping[str, str] | None = None,
+        shown_media: Mapping[str, str] | None = None,
     ) -> str: ...
 
     def render_text(self, text: str, add_special_tokens: bool = True) -> list[int]: ...

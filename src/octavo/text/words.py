@@ -12,9 +12,10 @@ import codecs
 import string
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 #: Languages that put nothing between words: each character is one.
 _WITHOUT_SPACES: Final = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
@@ -43,6 +44,8 @@ class TimedToken:
 
 def first_moments(looks: np.ndarray) -> np.ndarray:
     """int64 [tokens]: the moment at which the path of each token begins. `looks` float32 [tokens, moments]."""
+    import numpy as np  # with the first sound
+
     costs = -looks.astype(np.float64)
     num_tokens, num_moments = costs.shape
     # Places of equal sum of both indices depend on none of each other: one after the other, each sum at once. Of place

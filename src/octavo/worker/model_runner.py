@@ -182,14 +182,7 @@ class ModelRunner:
                 batch.replaced_rows = torch.zeros(
                     shape, dtype=self._ops.activation_dtype, device=batch.token_ids.device
                 )
-            if self._media is not None and states.media:
-                self._media.place(batch, host, states.media)
-            if self._prompts is not None:
-                self._prompts.place(batch, host)
-            if self._adapters is not None:
-                self._adapters.place(batch, host)
-            if self._media is not None:
-                self._media.let_prompts_see(batch, host, states.num_prompt_tokens[host.slots])
+            self._place(batch, host)
             if self._pooler is not None:
                 step.pooled = self._pool(self._pooler, host, batch, rows)
                 return step
@@ -202,14 +195,25 @@ class ModelRunner:
             if len(host.logits_rows):
                 slots = None if batch.adapter_slots is None else batch.adapter_slots[rows]
                 logits = self._model.logits(hidden, slots)
-        if self._aligner is not None and states.alignments:
-            step.pooled = self._align(self._aligner, host)
+        step.pooled = self._align(host)
         if self._times_forward:
             step.forward_seconds = self._clock() - start
         step.logits, step.rows = logits, host.rows
         if not plan.masked_slots:
             self._sample(step, None)
         return step
+
+    def _place(self, batch: InputBatch, host: HostBatch) -> None:
+        """Let tokens read what stands in the place of embeddings: rows of media and of adapters."""
+        states = self._states
+        if self._media is not None and states.media:
+            self._media.place(batch, host, states.media)
+        if self._prompts is not None:
+            self._prompts.place(batch, host)
+        if self._adapters is not None:
+            self._adapters.place(batch, host)
+        if self._media is not None:
+            self._media.let_prompts_see(batch, host, states.num_prompt_tokens[host.slots])
 
     def _enter(self, plan: SchedulerOutput) -> None:
         """Take in what a plan changes, before its step."""
@@ -281,9 +285,11 @@ class ModelRunner:
             hidden = hidden[rows]
         return pooler.of_step(self._states, host, hidden, is_last_rows=is_last_rows)
 
-    def _align(self, aligner: SpeechAligner, host: HostBatch) -> dict[int, bytes]:
+    def _align(self, host: HostBatch) -> dict[int, bytes]:
         """What comes of the slots that want an alignment and whose prompt is whole behind this step."""
-        states, made = self._states, {}
+        states, aligner, made = self._states, self._aligner, dict[int, bytes]()
+        if aligner is None or not states.alignments:
+            return made
         for slot in host.rows.slots.tolist():
             if (wanted := states.alignments.get(slot)) is None:
                 continue
@@ -353,6 +359,8 @@ class ModelRunner:
         slots = host.slots[host.num_decodes :].tolist()
         if not self._states.prompt_logprobs.keys().isdisjoint(slots):
             return "prompt with logprobs"
+        if host.virtual is not None:
+            return "prompt with an adapter's rows"
         sees_ahead = self._media is not None and self._media.lets_prompts_see
         if sees_ahead or host.position_parts is not None or not self._states.media.keys().isdisjoint(slots):
             return "prompt with media"

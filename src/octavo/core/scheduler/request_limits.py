@@ -125,6 +125,8 @@ class RequestLimits:
                 return f"Embeddings of {item.rows} tokens have the shape {list(shape)}, not {list(expected)}."
         if not _are_apart(media, num_tokens):
             return "The spans of the prompt's media are not within it, in order and apart from each other."
+        if refusals := [why for item in media if (why := item.time_refusal(self.max_model_len)) is not None]:
+            return refusals[0]
         if self.pictures.tiles and (refusal := self.pictures.refusal(media)) is not None:
             return refusal
         longest = max(length for item in media for _, length in item.spans)
