@@ -84,7 +84,7 @@ def _rotation_arguments(rotation: Rotation | None, k_scale: float, v_scale: floa
 
 
 @cache
-def _num_processors(device: torch.device) -> int:
+def num_processors(device: torch.device) -> int:
     if device.type != "cuda":
         return _INTERPRETED_PROCESSORS
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
@@ -147,7 +147,7 @@ def attention(
     # One token sees all keys of its sequence, whatever the others see: its end is the sequence's.
     if plan.num_decodes:
         block_n, num_warps, num_stages, at_once = _DECODE_TILES[max(64, block_d), itemsize]
-        at_once *= _num_processors(qkv.device)  # more programs would only wait
+        at_once *= num_processors(qkv.device)  # more programs would only wait
         decode_kernel[(min(at_once, plan.num_items * num_kv_heads),)](
             out,
             plan.partial,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import triton
 from octavo.ops.operands import Latent
+from octavo.ops.triton.attention import num_processors
 from octavo.ops.triton.attention_kernels import _online, combine_kernel
 from octavo.ops.triton.attention_plan import CHUNK, LATENT_HEADS, LATENT_ROWS, AttentionPlan, plan_of
 from octavo.ops.triton.experts import ExpertsWeight
@@ -24,6 +25,8 @@ from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
 #: Keys of a tile, by the size of an element.
 _KEYS: Final = {2: 32, 4: 16}
+#: Programs of decoding that a processor holds at once, by their registers.
+_AT_ONCE: Final = 2
 _LOG2E: Final = 1.4426950408889634
 #: Of products by head: rows of a tile where there are few, and many; columns, and values along K.
 _FEW, _MANY, _BLOCK_N, _BLOCK_K = 16, 64, 64, 64
@@ -277,7 +280,8 @@ def latent_attention(
     head_blocks = triton.cdiv(latent.num_heads, LATENT_HEADS)
     scale *= _LOG2E
     if plan.num_decodes:
-        _decode_kernel[(plan.num_items * head_blocks,)](
+        at_once = _AT_ONCE * num_processors(q_latent.device)  # more programs would only wait
+        _decode_kernel[(min(at_once, plan.num_items * head_blocks),)](
             out, plan.partial, plan.partial_stats, q_latent, cache, block_tables, block_tables.stride(0), seq_lens,
             plan.items, plan.starts, plan.num_decodes, cache.stride(0), scale, **common, CHUNK=CHUNK, num_warps=4,
             num_stages=2,
