@@ -195,3 +195,10 @@ def test_e20_keys_guard_them_as_all_else() -> None:
 
 def test_e20_behind_a_proxy_the_document_names_its_prefix() -> None:
     assert make_server(root_path="/llm").get("/llm/openapi.json").json()["servers"] == [{"url": "/llm"}]
+
+
+@pytest.mark.parametrize("fields", [{}, {"with_pieces": True}])
+def test_both_replies_of_tokenize_are_described(document: Any, fields: dict[str, Any]) -> None:
+    described = document["paths"]["/tokenize"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    reply = make_server().post("/tokenize", {"content": "ab", **fields}).json()
+    jsonschema.validate(reply, {**described, "components": document["components"]})

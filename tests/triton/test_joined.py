@@ -221,7 +221,7 @@ def test_padding_of_a_captured_step_writes_nothing() -> None:
     rotation = rotation_of(step, norms="", rotates=True)
     wanted, wanted_caches = one_by_one(step, rotation)
     planner = AttentionPlanner(Heads(num_heads=4, num_kv_heads=2, head_dim=16), CPU, BF16)
-    arrays = planner.padded_arrays(step.seq_lens.numpy(), 4, are_apart=True)
+    arrays = planner.padded_arrays(step.seq_lens.numpy(), np.arange(3, dtype=np.int32), 2, num_seqs=4, are_apart=True)
     assert arrays is not None
     plan = planner.plan(arrays, [torch.from_numpy(array) for array in arrays.tensors])
     padded = Rotation(
@@ -245,5 +245,7 @@ def test_which_steps_rotate_in_attention_and_which_need_no_combination() -> None
     assert planned(Step(LENS, (2, 1, 16))).is_split
     assert not planned(Step([(CHUNK, 1), (3, 1), (300, 300)], (2, 1, 16))).is_split
     planner = AttentionPlanner(Heads(num_heads=2, num_kv_heads=1, head_dim=16), CPU, BF16)
-    kinds = [planner.padded_arrays(np.array([n, 3], np.int32), 4).kind for n in (CHUNK, CHUNK + 1)]  # type: ignore[union-attr]
+    starts = np.arange(3, dtype=np.int32)
+    planned = [planner.padded_arrays(np.array([n, 3], np.int32), starts, 2, num_seqs=4) for n in (CHUNK, CHUNK + 1)]
+    kinds = [each.kind for each in planned if each is not None]
     assert kinds[0] != kinds[1]

@@ -38,12 +38,12 @@ from octavo.server.openai.protocol.chat import ChatBatchRequest, ChatChunk, Chat
 from octavo.server.openai.protocol.completions import CompletionReply, CompletionRequest
 from octavo.server.openai.protocol.models import ModelCard, ModelList, VersionReply
 from octavo.server.openai.protocol.tokenize import (
+    TOKENIZED,
     DetokenizeReply,
     DetokenizeRequest,
     InputTokens,
     TemplateReply,
     TemplateRequest,
-    TokenizeReply,
     TokenizeRequest,
 )
 from octavo.server.openai.serving import Serving
@@ -118,7 +118,7 @@ def routes(state: ServerState) -> list[Route]:
         *generate_routes(serving),
         Route("GET", "/v1/models", info.models, "List the models", reply=ModelList),
         Route("GET", "/v1/models/{model}", info.model, "Describe one model", reply=ModelCard),
-        Route("POST", "/tokenize", tokenize, "Text or messages to token ids", TokenizeRequest, TokenizeReply),
+        Route("POST", "/tokenize", tokenize, "Text or messages to token ids", TokenizeRequest, TOKENIZED),
         Route("POST", "/detokenize", detokenize, "Token ids to text", DetokenizeRequest, DetokenizeReply),
         Route("POST", "/apply-template", template, "Messages to the prompt's text", TemplateRequest, TemplateReply),
         Route("GET", "/health", info.health, "Is the engine alive?"),

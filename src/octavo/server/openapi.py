@@ -166,7 +166,9 @@ def _alternatives(event: Any) -> tuple[Any, ...]:
 def _reply(route: Route) -> dict[str, Any]:
     if route.reply is None:
         return {"description": "OK"} | ({"content": {route.media_type: {}}} if route.media_type else {})
-    content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF.format(name=route.reply.__name__)}}}
+    replies = [{"$ref": _REF.format(name=reply.__name__)} for reply in _alternatives(route.reply)]
+    schema = replies[0] if len(replies) == 1 else {"anyOf": replies}
+    content: dict[str, Any] = {"application/json": {"schema": schema}}
     if route.event is not None:
         # What one `data:` line holds, or one line; the last is `[DONE]` in OpenAI's API.
         names = [event.__name__ for event in _alternatives(route.event)]
@@ -187,6 +189,11 @@ def _body_schemas(models: Sequence[type[WireModel]], state: ServerState) -> dict
 
 
 def _reply_schemas(routes: Sequence[Route]) -> dict[str, Any]:
-    types = [t for route in routes for t in (route.reply, route.error, *_alternatives(route.event)) if t is not None]
+    types = [
+        each
+        for route in routes
+        for each in (*_alternatives(route.reply), route.error, *_alternatives(route.event))
+        if each is not None
+    ]
     _, schemas = msgspec.json.schema_components([*dict.fromkeys(types)], ref_template=_REF)
     return schemas

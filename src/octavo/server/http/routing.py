@@ -31,7 +31,7 @@ class Route:
     handler: Handler
     summary: str
     body: type[WireModel] | None = None
-    reply: type[msgspec.Struct] | None = None
+    reply: Any = None  # a struct, or a union of some
     event: Any = None  # a struct, or a union of some
     error: type[msgspec.Struct] = ErrorBody
     stream_type: str = "text/event-stream"

@@ -51,6 +51,10 @@ class TokenizeReply(msgspec.Struct):
     token_strs: list[str] | UnsetType = UNSET
 
 
+#: The second one with `with_pieces`.
+TOKENIZED = TokenizeReply | TokenPiecesReply
+
+
 class TemplateReply(msgspec.Struct):
     prompt: str
 
