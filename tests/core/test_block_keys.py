@@ -94,3 +94,13 @@ def test_adapters_share_nothing() -> None:
 def test_spans_that_are_not_within_the_prompt_are_refused(wrong: dict[str, Any]) -> None:
     output = World(**SEEING).scheduler.add(AddRequest(1, PROMPT, SamplingParams(max_tokens=1), **wrong))
     assert output is not None and output.finish_reason == "error" and "media" in (output.error or "")
+
+
+@pytest.mark.parametrize("step", [1e6, -100.0, float("inf"), float("nan")])
+def test_a_video_whose_times_have_no_positions_is_refused(step: float) -> None:
+    """How long it is says its file, and whoever made that."""
+    video = MediaItem("image", b"a", {}, ((8, 8),), (4, 1, 2), step)
+    output = World(**SEEING).scheduler.add(AddRequest(1, PROMPT, SamplingParams(max_tokens=1), media=(video,)))
+    assert output is not None and output.finish_reason == "error" and "in time" in (output.error or "")
+    short = MediaItem("image", b"a", {}, ((8, 8),), (4, 1, 2), 9.5)
+    assert World(**SEEING).scheduler.add(AddRequest(1, PROMPT, SamplingParams(max_tokens=1), media=(short,))) is None

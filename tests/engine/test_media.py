@@ -12,9 +12,11 @@ import pytest
 
 from engine.harness import Reply, Run, request
 from engine.pieces import check_pieces
-from models.test_towers import IMAGE, Case, pixels
+from models.tower_cases import IMAGE
+from models.towers import Case
 from octavo.base.media import MediaItem, MediaTensor, place_media
 from octavo.wire.messages import AddRequest
+from support.pictures import pixels
 
 
 @pytest.fixture(scope="module", params=["llava", "idefics3", "qwen2-vl", "gemma3", "qwen3-vl"])

@@ -21,7 +21,8 @@ from octavo.ops.table import Ops, bind
 from octavo.wire.messages import AddRequest
 from octavo.worker import pictures
 from octavo.worker import worker as worker_module
-from support.tiny_mllama import IMAGE, asking, logprobs_of, make_mllama, pixels
+from support.pictures import pixels
+from support.tiny_mllama import IMAGE, asking, logprobs_of, make_mllama
 
 #: Pictures of two tiles, one, four and three.
 A, B, C, D = pixels(30, 20, 1), pixels(16, 16, 2), pixels(40, 40, 3), pixels(10, 60, 4)

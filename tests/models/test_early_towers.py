@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.harness import Engine
-from models.test_towers import IMAGE, Case, pixels
+from models.tower_cases import IMAGE
+from models.towers import Case
 from octavo.base.errors import CheckpointError
 from octavo.base.params import SamplingParams
 from octavo.models.registry import model_spec
@@ -25,6 +26,7 @@ from octavo.ops.table import Ops, bind
 from octavo.text.media.table import media_processor
 from octavo.wire.messages import AddRequest
 from octavo.worker import worker as worker_module
+from support.pictures import pixels
 
 PERSIMMON: dict[str, Any] = {
     "model_type": "persimmon", "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,

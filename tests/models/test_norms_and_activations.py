@@ -21,7 +21,8 @@ from octavo.base.config import ModelConfig
 from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import config_dtype
 from octavo.models.overrides import overridden
-from octavo.models.registry import model_spec, text_part
+from octavo.models.registry import model_spec
+from octavo.models.seeing import text_part
 from octavo.ops.run import Runner
 from octavo.ops.table import bind
 

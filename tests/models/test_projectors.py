@@ -15,15 +15,17 @@ import pytest
 import torch
 
 from engine.harness import Engine
-from models import test_towers
+from models import tower_cases
 from models.projector_files import write_projector, write_text
-from models.test_towers import IMAGE, Case, pixels
+from models.tower_cases import IMAGE
+from models.towers import Case
 from octavo.base.config import ModelConfig
 from octavo.base.errors import CheckpointError, InvalidConfig
 from octavo.files import sources
 from octavo.files.gguf import GGUFFile
 from octavo.files.projector import read_projector
 from octavo.text.media.table import media_processor
+from support.pictures import pixels
 
 NAMES = (
     "llava", "llava-siglip", "llava-class-of-two-layers", "gemma3", "idefics3", "smolvlm", "qwen2-vl", "qwen2.5-vl",
@@ -37,7 +39,7 @@ class Files:
     """A model in safetensors, and the same in .gguf files."""
 
     def __init__(self, path: Path, name: str, patch: pytest.MonkeyPatch) -> None:
-        patch.setitem(test_towers.TEXTS, "Gemma3", {**test_towers.GEMMA, **LAYERS})
+        patch.setitem(tower_cases.TEXTS, "Gemma3", {**tower_cases.GEMMA, **LAYERS})
         self.name, self.case = name, Case(path / "hf", name)
         self.text, self.projector = path / "model.gguf", path / "mmproj-model.gguf"
         write_text(self.text, path / "text", self.case.family, self.case.model)

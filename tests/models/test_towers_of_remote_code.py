@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from engine.harness import Engine
-from models.test_towers import IMAGE, Case, pixels
+from models.tower_cases import IMAGE
+from models.towers import Case
 from octavo.base.errors import CheckpointError, InvalidRequest
 from octavo.models.registry import model_spec
 from octavo.models.vision import phi3_v
@@ -19,6 +20,7 @@ from octavo.text.media.minicpm_v import SlicingProcessor
 from octavo.text.media.phi3_v import Phi3VProcessor
 from octavo.text.media.table import media_processor
 from support import tiny_minicpm_v, tiny_phi3_v
+from support.pictures import pixels
 
 
 class Phi3VCase(Case):

@@ -15,11 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from models.test_towers import IMAGE, Case, pixels
+from models.tower_cases import IMAGE
+from models.towers import Case
 from octavo.base.errors import InvalidRequest
 from octavo.base.media import MediaItem, PreparedMedia, place_media
+from octavo.text.media.files import video_settings
 from octavo.text.media.qwen_video import QwenVideoProcessor
-from octavo.text.media.table import media_processor, video_settings
+from octavo.text.media.table import media_processor
+from support.pictures import pixels
 
 VIDEO = 91
 NAMES = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")

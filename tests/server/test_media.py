@@ -276,6 +276,7 @@ def test_rows_that_are_ready_are_taken_as_they_are() -> None:
     assert ask(server, {"type": "image_embeds", "image_embeds": data}).status == 200
     (item,) = server.engine.requests[0].media
     assert item.kind == "embeds" and item.rows == 3 and item.tensors["rows"].shape == (3, 4)
+    assert text(server) == f"user:[{ROW * 3}]"
 
 
 # ---------------------------------------------------------------- what is sent again
@@ -460,6 +461,13 @@ def test_such_a_model_is_not_told_how_many_it_takes() -> None:
     assert media_reader(None, ServerConfig(limit_mm_per_prompt='{"image": 0}')) is None
     with pytest.raises(InvalidConfig, match="takes text only"):
         media_reader(None, ServerConfig(limit_mm_per_prompt='{"image": 2}'))
+
+
+def test_more_pictures_than_the_model_takes_of_a_request_cannot_be_allowed() -> None:
+    assert media_reader(FakeProcessor(), ServerConfig(limit_mm_per_prompt='{"image": 4}'), most_items=4) is not None
+    assert media_reader(FakeProcessor(), ServerConfig(limit_mm_per_prompt='{"image": 5}')) is not None
+    with pytest.raises(InvalidConfig, match="limit-mm-per-prompt: image=5 .* at most 4"):
+        media_reader(FakeProcessor(), ServerConfig(limit_mm_per_prompt='{"image": 5}'), most_items=4)
 
 
 # ---------------------------------------------------------------- beside the replies

@@ -12,6 +12,7 @@ from octavo.base.errors import ShuttingDown
 from octavo.client.generation import GenerationDelta
 from octavo.client.observer import RequestTimes
 from octavo.wire.messages import TokenLogprobs
+from support.media_fakes import FakeProcessor, HearingProcessor
 from support.server_fakes import CONTEXT, MODEL, Reply, Server, answer, make_server, with_logprobs
 from support.tool_fakes import CLOCK, TWO, WEATHER
 
@@ -86,6 +87,19 @@ def test_log_probabilities() -> None:
     whole = chat(make_server(script), stream=False, logprobs=True, top_logprobs=1).json()
     assert [(each["token"], each["logprob"]) for each in whole["logprobs"]] == [("H", -0.5), ("i", -1.0)]
     assert whole["logprobs"][0]["top_logprobs"][0]["token"] == "H"
+
+
+@pytest.mark.parametrize("content_type", ["", "application/x-www-form-urlencoded"])
+def test_the_content_type_does_not_count_but_for_pages(content_type: str) -> None:
+    """As with curl's default, and with clients that send none."""
+    server, headers = saying("Yes"), {"content-type": content_type}
+    for path in ("/api/chat", "/api/generate", "/api/show"):
+        body = {"model": MODEL, "messages": USER, "stream": False} if path == "/api/chat" else {"model": MODEL}
+        assert server.post(path, body, headers).status == 200
+        assert server.post(path, body, headers | {"origin": "http://example.org"}).status == 400
+    for path in ("/api/embed", "/api/embeddings"):
+        error = server.post(path, {"model": MODEL, "input": "a", "prompt": "a"}, headers).json()["error"]
+        assert "Embeddings" in error  # this model gives none
 
 
 def test_a_text_is_gone_on_with() -> None:
@@ -183,6 +197,19 @@ def test_models() -> None:
     assert shown["capabilities"] == ["completion", "tools", "thinking"]
     assert shown["model_info"]["fake.context_length"] == CONTEXT
     assert server.get("/api/version").json()["server"].startswith("octavo ")
+
+
+@pytest.mark.parametrize(
+    ("processor", "limit", "expected"),
+    [
+        (FakeProcessor(), None, ["completion", "vision"]),
+        (HearingProcessor(), None, ["completion", "vision", "audio"]),
+        (HearingProcessor(), '{"audio": 0}', ["completion", "vision"]),
+    ],
+)
+def test_a_model_says_which_media_it_reads(processor: FakeProcessor, limit: str | None, expected: list[str]) -> None:
+    server = make_server(processor=processor, limit_mm_per_prompt=limit)
+    assert server.post("/api/show", {"model": MODEL}).json()["capabilities"] == expected
 
 
 # ------------------------------------------------------------------------------------------------ errors

@@ -31,7 +31,6 @@ class FakeProcessor:
 
     placeholder = PLACEHOLDER
     placeholder_id = 2
-    hidden_size = 4
     row_text = ROW
 
     def __init__(self) -> None:
@@ -45,7 +44,10 @@ class FakeProcessor:
         self.images.append(pixels)
         self.options.append(dict(options))
         rows = -(-pixels.shape[0] // 8) * -(-pixels.shape[1] // 8)
-        return _prepared("image", pixels, rows, f"[{ROW * rows}]")
+        return _prepared("image", pixels, rows, self.rows_text(rows))
+
+    def rows_text(self, rows: int) -> str:
+        return f"[{ROW * rows}]"
 
 
 class HearingProcessor(FakeProcessor):

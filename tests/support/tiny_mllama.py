@@ -46,10 +46,6 @@ def make_mllama(path: Path, vision: dict[str, Any] | None = None, **text: Any) -
     return model
 
 
-def pixels(height: int, width: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
 def asking(number: int, ids: Sequence[int], images: Sequence[np.ndarray], **params: Any) -> AddRequest:
     """`ids` has an `IMAGE` for each of `images`."""
     config = {"architectures": ["MllamaForConditionalGeneration"], "vision_config": VISION, "image_token_index": IMAGE}

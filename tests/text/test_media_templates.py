@@ -63,6 +63,30 @@ def test_each_medium_has_one_placeholder_in_the_prompt(template: str, parts: lis
     assert rendered(template, *parts) == expected
 
 
+MARKED = {"image": "<start><image><end>"}
+
+
+@pytest.mark.parametrize(
+    ("template", "parts", "expected"),
+    [
+        (STRINGS, [IMAGE, say("a")], "user: <start><image><end>\na\n"),
+        (TEXTS, [IMAGE, IMAGE, say("a")], "user: <start><image><end>\n<start><image><end>\na\n"),
+        (STRINGS, [IMAGE, SOUND, say("a")], "user: <start><image><end>\n<sound>\na\n"),
+        (
+            STRINGS,
+            [IMAGE, IMAGE, say("a <image> b")],
+            "user: <start><image><end>\na <image> b\n",
+        ),
+        (STRINGS, [IMAGE, say("a <start><image><end>")], "user: a <start><image><end>\n"),
+        (PARTS, [say("a"), IMAGE], "user: a<start><image>\n"),  # as the template has it
+    ],
+)
+def test_what_a_model_has_around_its_placeholder_is_written_with_it(
+    template: str, parts: list[Any], expected: str
+) -> None:
+    assert rendered(template, *parts, shown_media=MARKED) == expected
+
+
 def test_the_server_may_say_how_its_template_sees_contents() -> None:
     messages = [{"role": "user", "content": [say("a"), IMAGE]}]
     text = render_conversation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,12 @@ import pytest
 
 from octavo.base.errors import CheckpointError, InvalidRequest
 from octavo.base.media import MediaTensor
+from octavo.media.decoding.refused import Refused
+from octavo.media.decoding.sounds import decode_sound
 from octavo.served.media_text import Mark, MediaText
-from octavo.text.media.sound_table import sound_processor, sound_settings
+from octavo.text.media.files import sound_settings
+from octavo.text.media.mel import resampled
+from octavo.text.media.sound_table import sound_processor
 from octavo.text.media.sounds import SoundProcessor
 from octavo.text.templates.chat_template import ChatTemplate
 from octavo.text.templates.conversation import render_conversation
@@ -110,6 +115,23 @@ def test_marks_stand_around_a_sound_whether_the_template_knows_sounds_or_not() -
     theirs = Qwen2AudioProcessor.default_chat_template.fget(None)
     plain = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     for template, before in ((theirs, "Audio 1: "), (plain, "")):
-        shown = render_conversation(ChatTemplate(template, {}), messages, "auto", media=text.shown)
+        shown = render_conversation(
+            ChatTemplate(template, {}), messages, "auto", media=text.placeholders, shown_media=text.shown
+        )
         expanded = text.expanded(shown, [Mark("audio", media)], "messages")
         assert f"<|im_start|>user\n{before}{around}What?<|im_end|>\n" in expanded
+
+
+@pytest.mark.parametrize("loudest", [np.nan, np.inf, 3e38, 2.0**33])
+def test_samples_that_cannot_be_resampled_are_refused(loudest: float) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    samples = np.linspace(-1, 1, 800, dtype=np.float32)
+    for factor, is_taken in ((1.0, True), (2.0**31, True), (loudest, False)):
+        out = io.BytesIO()
+        soundfile.write(out, samples * np.float32(factor), 8_000, format="WAV", subtype="FLOAT")
+        if not is_taken:
+            with pytest.raises(Refused, match="no numbers, or far beyond"):
+                decode_sound(out.getvalue(), {"max_seconds": 1.0})
+            continue
+        made = decode_sound(out.getvalue(), {"max_seconds": 1.0})
+        assert np.isfinite(resampled(np.frombuffer(made["blobs"][0], np.float32), made["rate"])).all()

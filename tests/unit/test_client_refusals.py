@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from octavo.base.errors import (
@@ -12,6 +13,7 @@ from octavo.base.errors import (
     Overloaded,
     ShuttingDown,
 )
+from octavo.base.media import MediaItem
 from octavo.base.params import GenerateRequest
 from octavo.client.generation import fold
 from support.client_fakes import Engine, out, request, run
@@ -141,5 +143,22 @@ def test_what_is_left_after_the_drain_ends_with_an_error() -> None:
                     await anext(stream)
             assert sorted(engine.connection.aborted) == [1, 2]
             await engine.client.wait_idle()
+
+    run(main())
+
+
+def test_a_video_that_says_it_is_longer_than_the_context_is_refused() -> None:
+    """Positions in time follow seconds, which follow what its file says."""
+
+    async def main() -> None:
+        async with Engine() as engine:
+            for step, is_taken in ((30.0, True), (32.0, False), (float("nan"), False)):
+                video = MediaItem("video", b"a", {}, ((6, 16),), (4, 2, 2), step)
+                asked = msgspec.structs.replace(request(40, max_tokens=1), media=(video,))
+                if is_taken:
+                    await engine.client.generate(asked).aclose()
+                    continue
+                with pytest.raises(InvalidRequest, match="the context has 100"):
+                    engine.client.generate(asked)
 
     run(main())

@@ -107,10 +107,14 @@ class Admission:
             check_text(request.prompt_token_ids, self._info)
             params = request.params
         else:
-            params = sized(request.params, len(request.prompt_token_ids), self._info)
+            num_prompt = request.num_virtual_tokens + len(request.prompt_token_ids)
+            params = sized(request.params, num_prompt, self._info)
         check_encoder_input(request.encoder_token_ids, self._info)
         if (most := self._info.max_media_items) and len(request.media) > most:
             raise InvalidRequest(f"The model takes at most {most} images in one request.", "messages")
+        for item in request.media:
+            if (refusal := item.time_refusal(self._info.max_model_len)) is not None:
+                raise InvalidRequest(refusal, "messages")
         self._check_ids([*request.prompt_token_ids, *request.encoder_token_ids], bool(request.adapter))
         if (params.prompt_logprobs or 0) * len(request.prompt_token_ids) > MAX_PROMPT_SCORES:
             raise InvalidRequest(

@@ -28,7 +28,8 @@ from octavo.models.params import TensorDecl
 from octavo.models.pooling import gives_vectors, pooled
 from octavo.models.pooling_files import MODULES
 from octavo.models.projector_checkpoint import JoinedTensors, ProjectorCheckpoint, in_tower
-from octavo.models.registry import FAMILIES, SEEING, find_family, seen_spec
+from octavo.models.registry import FAMILIES, find_family, seen_spec
+from octavo.models.seeing import SEEING
 from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
 from octavo.quant.packed import QuantizedWeight

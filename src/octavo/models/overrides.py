@@ -9,7 +9,7 @@ from octavo.base.config import ModelConfig
 from octavo.base.config.options import json_object
 from octavo.base.errors import InvalidConfig
 from octavo.models.blocks import Attention
-from octavo.models.registry import text_part
+from octavo.models.seeing import text_part
 from octavo.models.spec import ModelSpec
 
 

@@ -71,7 +71,7 @@ def define_resampler(build: Builder, spec: ResamplerSpec, rows: Buffer, out_widt
     build.ops += [
         GivenRows(out=qkv),
         RopeWrite(qkv=qkv, heads=heads, cache=cache, rotation=None),
-        Attend(out=attended, qkv=qkv, heads=heads, cache=cache, scale=heads.head_dim**-0.5, causal=False),
+        Attend(out=attended, qkv=qkv, heads=heads, cache=cache, scale=heads.head_dim**-0.5, reads_key_ends=True),
     ]
     o = Matrix(name=f"{name}.o_proj", gguf="resampler.attn.out", rows=width, bias=True)
     out = build.norm(build.linear(attended, f"{name}.o", [o], None), spec.norm, f"{name}.ln_post", "resampler.ln_post")

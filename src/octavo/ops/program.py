@@ -37,10 +37,12 @@ class ProgramError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """The operations of a step in order, and the buffer that holds its result at the end."""
+    """The operations of a step in order, the buffer that holds its result at the end, and those that beside it keep
+    what was written to them until the next step."""
 
     ops: tuple[Op, ...]
     output: Buffer
+    kept: tuple[Buffer, ...] = ()
 
     @cached_property
     def lives(self) -> dict[Buffer, tuple[int, int]]:
@@ -52,7 +54,8 @@ class Program:
                 lives[buffer] = at, at
             for buffer in op.buffers((*op.reads, *op.changes)):
                 lives[buffer] = lives[buffer][0], at
-        lives[self.output] = lives[self.output][0], len(self.ops)
+        for buffer in (self.output, *self.kept):
+            lives[buffer] = lives[buffer][0], len(self.ops)
         return lives
 
     @cached_property

@@ -19,13 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from octavo.base.config.media import MEDIA_KINDS, MediaConfig, io_text, media_io, media_limits
+from octavo.base.config.media import MediaConfig, media_limits
 from octavo.base.errors import InvalidConfig, InvalidRequest
 from octavo.base.media import PreparedMedia
 from octavo.media.decoder import MediaDecoder
 from octavo.media.fetcher import Fetcher, base64_bytes
 from octavo.media.part import DETAILS, GivenMedia, MediaPart, media_part
 from octavo.served.media_cache import MediaCache
+from octavo.served.media_settings import MediaSettings, Settled
 from octavo.served.media_text import Mark, MediaText
 from octavo.served.parts import SoundProcessor, VideoProcessor
 from octavo.served.turn import MediaOptions
@@ -83,10 +84,20 @@ def refuse_media(messages: Messages, options: MediaOptions) -> None:
                 raise InvalidRequest(part.refusal, part.place)
 
 
-def media_reader(processor: AnyProcessor | None, config: MediaConfig) -> MediaReader | None:
-    """None for a model that takes text only. Raises `InvalidConfig` where that was told how many media it takes."""
+def media_reader(
+    processor: AnyProcessor | None, config: MediaConfig, *, most_items: int = 0, rows_width: int = 0
+) -> MediaReader | None:
+    """None for a model that takes text only. `most_items`: that the model takes of a request; 0: as many as fit.
+    `rows_width`: of rows that are ready; 0: it takes none.
+
+    Raises `InvalidConfig` where `config` allows more.
+    """
     if processor is not None:
-        return MediaReader(processor, config)
+        if 0 < most_items < (most := media_limits(config)["image"]):
+            raise InvalidConfig(
+                f"--limit-mm-per-prompt: image={most} is more than the model takes: at most {most_items} of a request"
+            )
+        return MediaReader(processor, config, rows_width=rows_width)
     if config.limit_mm_per_prompt is not None and any(json.loads(config.limit_mm_per_prompt).values()):
         raise InvalidConfig("--limit-mm-per-prompt: this model takes text only")
     return None
@@ -100,15 +111,16 @@ class MediaReader:
         processor: AnyProcessor,
         config: MediaConfig,
         *,
+        rows_width: int = 0,
         fetcher: Fetcher | None = None,
         decoder: MediaDecoder | None = None,
     ) -> None:
         self.processor = processor
         self.stats = MediaStats()
+        self._rows_width = rows_width
         self._config = config
         self._limits = media_limits(config)
-        self._io = media_io(config.media_io_kwargs)
-        self._defaults: dict[str, Any] = json.loads(config.mm_processor_kwargs or "{}")
+        self._settings = MediaSettings(config)
         self._fetcher = fetcher or Fetcher(config)
         self._decoder = decoder or MediaDecoder(config.media_decode_timeout)
         self._cache = MediaCache(config.mm_processor_cache_bytes)
@@ -125,13 +137,18 @@ class MediaReader:
             self._videos = None  # a vocabulary without the token: frames are images
         if self._videos is not None:
             placeholders["video"] = (self._videos.video_placeholder, self._videos.video_placeholder_id)
-        shown = {"audio": mark} if (mark := getattr(processor, "audio_mark", None)) else {}
+        marks = {kind: getattr(processor, f"{kind}_mark", None) for kind in placeholders}
         self.text = MediaText(
             placeholders,
-            shown=shown,
+            shown={kind: mark for kind, mark in marks.items() if mark is not None},
             brings_bos=getattr(processor, "brings_bos", False),
             end_ids=getattr(processor, "end_ids", ()),
         )
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Of media that the model reads, and that requests may bring."""
+        return frozenset(kind for kind in self.text.placeholders if self._limits[kind])
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -152,7 +169,7 @@ class MediaReader:
                 if medium is not None:
                     found.append((i, j, medium))
         if not found:
-            self._settled(options)  # what is wrong with them is wrong without media too
+            self._settings.under(options)  # what is wrong with them is wrong without media too
             return Collected(list(messages), [])
         pieces = await self.loaded([part for _, _, part in found], options, salt)
         at = {(i, j): own for (i, j, _), own in zip(found, pieces, strict=True)}
@@ -163,7 +180,7 @@ class MediaReader:
         """Each part as texts and media. Raises as `collected`."""
         try:
             self._check_counts(parts)
-            settled = self._settled(options)
+            settled = self._settings.under(options)
             return await _all([self._pieces(part, settled, salt) for part in parts])
         except InvalidRequest:
             self.stats.num_refused += 1
@@ -184,32 +201,8 @@ class MediaReader:
                     part.place,
                 )
 
-    def _settled(self, options: MediaOptions) -> _Settled:
-        """The server's options under the request's, each within the server's bounds. Raises `InvalidRequest`."""
-        for name, value in (("mm_processor_kwargs", options.processor), ("media_io_kwargs", options.io)):
-            if value and not self._config.trust_request_mm_kwargs:
-                raise InvalidRequest(
-                    f"This server takes no `{name}` from requests (--trust-request-mm-kwargs is off).", name
-                )
-        io = {kind: dict(self._io.get(kind, {})) for kind in MEDIA_KINDS}
-        try:
-            for kind, own in media_io(io_text(options.io) if options.io else None, "media_io_kwargs").items():
-                io[kind] |= own
-        except InvalidConfig as exc:
-            raise InvalidRequest(f"{exc.message}.", "media_io_kwargs") from None
-        config = self._config
-        return _Settled(
-            processor={**self._defaults, **(options.processor or {})},
-            image={
-                "max_pixels": config.max_image_pixels,
-                "background": io["image"].get("rgba_background_color"),
-            },
-            num_frames=min(io["video"].get("num_frames", 32), config.max_video_frames),
-            max_pages=min(io["file"].get("max_pages", config.max_file_pages), config.max_file_pages),
-        )
-
     # ------------------------------------------------------------ one part
-    async def _pieces(self, part: MediaPart, settled: _Settled, salt: str) -> Pieces:
+    async def _pieces(self, part: MediaPart, settled: Settled, salt: str) -> Pieces:
         alias = None if part.uuid is None else (salt, part.kind, part.uuid)
         if part.url is None and part.data is None and part.values is None:
             return self._known(alias, part)
@@ -249,10 +242,9 @@ class MediaReader:
             return await asyncio.to_thread(_listed_frames, url, part.param)
         return [await self._fetcher.bytes_of(url, part.param)]
 
-    async def _made(self, part: MediaPart, blobs: list[bytes], settled: _Settled) -> Pieces:
+    async def _made(self, part: MediaPart, blobs: list[bytes], settled: Settled) -> Pieces:
         if part.kind == "embeds":
-            assert self._pictures is not None  # else the part was refused
-            return [Mark("image", await self._in_thread(_embeds, blobs[0], self._pictures, part.param))]
+            return [Mark("image", await self._in_thread(self._embeds, blobs[0], part.param))]
         started = time.monotonic()
         decoded = await self._decoded(part, blobs, settled)
         now = time.monotonic()
@@ -262,7 +254,7 @@ class MediaReader:
         self.stats.seconds["prepare"] += time.monotonic() - now
         return pieces
 
-    async def _decoded(self, part: MediaPart, blobs: list[bytes], settled: _Settled) -> dict[str, Any]:
+    async def _decoded(self, part: MediaPart, blobs: list[bytes], settled: Settled) -> dict[str, Any]:
         if part.values is not None:
             return _decoded_values(part, blobs)
         options: dict[str, Any] = dict(settled.image)
@@ -299,6 +291,12 @@ class MediaReader:
         except InvalidRequest as exc:
             raise InvalidRequest(exc.message, exc.param or part.param) from None
 
+    def _embeds(self, data: bytes, param: str) -> PreparedMedia:
+        from octavo.served import media_values
+
+        assert self._pictures is not None  # else the part was refused
+        return media_values.embeds(data, self._pictures, self._rows_width, param)
+
     def _image(self, size: Mapping[str, int], rgb: bytes, options: Mapping[str, Any]) -> Mark:
         assert self._pictures is not None  # else the part was refused
         return Mark("image", self._pictures.image(_pixels(size, rgb), options))
@@ -315,14 +313,6 @@ class MediaReader:
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
-
-
-@dataclass(frozen=True, slots=True)
-class _Settled:
-    processor: dict[str, Any]
-    image: dict[str, Any]
-    num_frames: int
-    max_pages: int
 
 
 def _pixels(size: Mapping[str, int], rgb: bytes) -> np.ndarray:
@@ -345,7 +335,7 @@ def _with_marks(message: Mapping[str, Any], i: int, at: Mapping[tuple[int, int],
     return {**message, "content": parts}
 
 
-def _source_digest(part: MediaPart, blobs: Sequence[bytes], settled: _Settled) -> bytes:
+def _source_digest(part: MediaPart, blobs: Sequence[bytes], settled: Settled) -> bytes:
     """SHA-256 of all that the pieces of a part follow from."""
     facts = (part.kind, part.detail, part.title, part.values is None, settled.processor, settled.image)
     sizes = (settled.num_frames, settled.max_pages, list(map(len, blobs)))
@@ -373,12 +363,6 @@ def _decoded_values(part: MediaPart, blobs: list[bytes]) -> dict[str, Any]:
     from octavo.served import media_values
 
     return media_values.decoded(blobs)
-
-
-def _embeds(data: bytes, processor: MediaProcessor, param: str) -> PreparedMedia:
-    from octavo.served import media_values
-
-    return media_values.embeds(data, processor, param)
 
 
 async def _all(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

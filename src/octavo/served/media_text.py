@@ -37,7 +37,7 @@ class MediaText:
         self.brings_bos = brings_bos
         self.end_ids = list(end_ids)
         self.placeholders = {kind: text for kind, (text, _) in placeholders.items()}
-        #: What a template shows, or is given where it knows no media.
+        #: What is written for a medium where a template knows none.
         self.shown = {**self.placeholders, **(shown or {})}
         self._ids = {kind: token for kind, (_, token) in placeholders.items()}
         by_length = sorted(self.placeholders.items(), key=lambda item: len(item[1]), reverse=True)

@@ -12,7 +12,7 @@ import numpy as np
 from octavo.base.errors import InvalidRequest
 from octavo.base.media import MediaTensor, PreparedMedia, media_digest
 from octavo.media.part import MediaPart
-from octavo.text.media.processor import MediaProcessor
+from octavo.text.media.processor import MediaProcessor, RowsProcessor
 
 _DTYPES = ("float32", "float16")
 
@@ -63,14 +63,14 @@ def _pixels(value: Any, param: str) -> np.ndarray:
 
 def _samples(value: Any, param: str) -> tuple[np.ndarray, int]:
     """float32 [samples] in -1..1 and their rate, of a pair of both."""
-    from octavo.media.decoding.sounds import RATES
+    from octavo.media.decoding.sounds import RATES, are_samples
 
     if not isinstance(value, tuple | list) or len(value) != 2 or type(value[1]) not in (int, float):
         raise InvalidRequest("A sound is a pair: an array of samples, and how many make a second.", param)
     given = np.asarray(value[0])
     is_whole = given.dtype.name in ("int16", "int32")
     is_sound = given.ndim == 1 and given.size and (is_whole or given.dtype.kind == "f")
-    if not is_sound or not np.isfinite(samples := np.ascontiguousarray(given, np.float32)).all():
+    if not is_sound or not are_samples(samples := np.ascontiguousarray(given, np.float32)):
         raise InvalidRequest("A sound's samples are of one channel: floats in -1..1, int16 or int32.", param)
     if not RATES.start <= value[1] < RATES.stop:
         raise InvalidRequest(f"A sound has {RATES.start} to {RATES.stop - 1} samples a second.", param)
@@ -78,10 +78,9 @@ def _samples(value: Any, param: str) -> tuple[np.ndarray, int]:
     return samples / np.float32(loudest), int(value[1])
 
 
-def embeds(data: bytes, processor: MediaProcessor, param: str) -> PreparedMedia:
-    """Rows that are ready for the model: a NumPy file of [rows, hidden size]. Raises `InvalidRequest`."""
-    width = getattr(processor, "hidden_size", None)
-    if width is None:
+def embeds(data: bytes, processor: MediaProcessor, width: int, param: str) -> PreparedMedia:
+    """Rows that are ready for the model: a NumPy file of [rows, width]. Raises `InvalidRequest`."""
+    if not width or not isinstance(processor, RowsProcessor):
         raise InvalidRequest("This model takes no embeddings of images; send the images.", param)
     try:
         rows = _array(data)
@@ -93,10 +92,8 @@ def embeds(data: bytes, processor: MediaProcessor, param: str) -> PreparedMedia:
     if not np.isfinite(rows).all():
         raise InvalidRequest("Embeddings are finite numbers.", param)
     tensors: Mapping[str, MediaTensor] = {"rows": MediaTensor("float32", rows.shape, rows.tobytes())}
-    token: str = getattr(processor, "row_text", processor.placeholder)
-    return PreparedMedia(
-        "embeds", media_digest("embeds", tensors, None), dict(tensors), len(rows), token * len(rows), None
-    )
+    text = processor.rows_text(len(rows))
+    return PreparedMedia("embeds", media_digest("embeds", tensors, None), dict(tensors), len(rows), text)
 
 
 def _array(data: bytes) -> np.ndarray:

@@ -153,7 +153,7 @@ class PromptMaker:
             "simplify": item.simplify,
         }
         if self._media is not None:
-            options["media"] = self._media.text.shown
+            options |= {"media": self._media.text.placeholders, "shown_media": self._media.text.shown}
 
         def render() -> Prompt:
             text = self._renderer.chat_text(messages, **options)

@@ -76,6 +76,8 @@ class NewRequestData(StepData):
     encoder_media: tuple[MediaItem, ...] = ()  # of a model whose layers see pictures beside the text, as an encoder's
     media: list[MediaPlace] = []  # in the order of the tokens
     adapter_slot: int = -1  # of its adapter; -1: it has none
+    prompt_slot: int = -1  # of its prompt adapter, whose rows the first tokens read
+    num_virtual_tokens: int = 0  # so many of the prompt's
     #: Of a request whose sampler follows what it drew: how far it has got; None: at its beginning.
     sampler_state: float | None = None
     pooling: PoolingParams | None = None
@@ -113,6 +115,7 @@ class SchedulerOutput(StepData):
     media_dropped: list[bytes] = []  # digests
     media_encoded: list[MediaPart] = []
     adapters_placed: list[tuple[int, str]] = []  # slot, key: then adapters that the host keeps enter slots
+    prompts_placed: list[tuple[int, str]] = []  # the same of prompt adapters
 
 
 class TokenMasks(StepData):

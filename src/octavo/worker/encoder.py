@@ -113,7 +113,6 @@ class EncoderRunner:
         key_ends: np.ndarray | None = None,
         positions: np.ndarray | None = None,
         needed: np.ndarray | None = None,
-        key_lens: Sequence[int] | None = None,
         seen: Written | None = None,
         parts: Sequence[tuple[int, int]] | None = None,
     ) -> Pieces[Tensor]:
@@ -123,19 +122,18 @@ class EncoderRunner:
 
         Either `token_ids` int32 [T], on the host, or `rows` [T, width] of the table's type, on the device. `key_ends`
         int32 [T]: see `reference_attention.attention`. `positions` int32 [T], or [parts, T]: of the rows, where they
-        are not 0, 1, ... of each sequence. `key_lens`: of each sequence so many first rows are seen, where not all
-        are and layers are not causal. `seen`: of a program that sees another's rows, whose sequences are as many.
-        `parts`: (number, keys) of the rows of the only sequence, in order: so many see so many of its first keys, and
-        layers are not causal. Returns the program's output of the table's type, [T, width] or that of the rows
-        `needed`, int64 in rising order: a view, valid until the next run.
+        are not 0, 1, ... of each sequence. `seen`: of a program that sees another's rows, whose sequences are as many.
+        `parts`: (number, keys) of the rows of the only sequence, in order: so many see so many of its first keys, which
+        may be fewer than those before see, unlike `key_ends`; layers are not causal. Returns the program's output of
+        the table's type, [T, width] or that of the rows `needed`, int64 in rising order: a view, valid until the next
+        run.
         """
         counts = np.array(lens, np.int32)
         total = int(counts.sum())
         assert len(lens) and counts.min() > 0 and (token_ids is None) != (rows is None)
         assert parts is None or (len(lens) == 1 and sum(number for number, _ in parts) == total)
         ids = np.zeros(total, np.int32) if token_ids is None else token_ids
-        keys = counts if key_lens is None else np.array(key_lens, np.int32)
-        batch = self._batch(counts, ids, key_ends, keys, [part for part in parts or () if part[0]])
+        batch = self._batch(counts, ids, key_ends, [part for part in parts or () if part[0]])
         batch.input_rows = rows
         if not self._own_caches:
             batch.cache_groups = []
@@ -206,7 +204,6 @@ class EncoderRunner:
         counts: np.ndarray,
         token_ids: np.ndarray,
         key_ends: np.ndarray | None,
-        key_lens: np.ndarray,
         parts: Sequence[tuple[int, int]],
     ) -> InputBatch:
         starts = np.zeros(len(counts) + 1, np.int32)
@@ -216,6 +213,7 @@ class EncoderRunner:
         first_blocks = np.cumsum(blocks) - blocks
         slots = np.repeat(first_blocks * _BLOCK_SIZE, counts).astype(np.int64) + positions
         tables = (first_blocks[:, None] + np.arange(blocks.max())).astype(np.int32)
+        key_lens = counts
         if parts:  # as sequences that share the blocks
             key_lens = np.array([keys for _, keys in parts], np.int32)
             starts = np.concatenate(([0], np.cumsum([number for number, _ in parts]))).astype(np.int32)

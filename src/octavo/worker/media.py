@@ -156,9 +156,14 @@ class MediaEncoder:
             if key_ends is not None:
                 (batch.key_ends,) = self._device.upload(key_ends)
 
+    @property
+    def lets_prompts_see(self) -> bool:
+        """Whether all tokens of a prompt see all of it."""
+        return self._spec.whole_prompts
+
     def let_prompts_see(self, batch: InputBatch, host: HostBatch, num_prompt_tokens: np.ndarray) -> None:
         """Let all tokens of a prompt see all of it, where the model does so. `num_prompt_tokens`: of each sequence."""
-        if self._spec.whole_prompts:
+        if self.lets_prompts_see:
             of_rows = np.repeat(num_prompt_tokens, np.diff(host.query_start_loc))
             (batch.key_ends,) = self._device.upload(np.maximum(_own_ends(host), of_rows).astype(np.int32))
 

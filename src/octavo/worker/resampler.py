@@ -45,7 +45,9 @@ class ResamplerRunner:
         qkv[at_rows, width : 2 * width] = k
         qkv[at_rows, 2 * width :] = v
         qkv[at_queries, :width] = q.repeat(len(lens), 1)
-        result = self._attend.run([length + count for length in lens], rows=qkv, key_lens=lens, needed=needed).clone()
+        all_lens = [length + count for length in lens]
+        key_ends = np.repeat(lens, all_lens).astype(np.int32)
+        result = self._attend.run(all_lens, rows=qkv, key_ends=key_ends, needed=needed).clone()
         for runner in (self._to_q, self._to_k, self._to_v, self._attend):
             runner.release()
         return result

@@ -114,10 +114,12 @@ class Scheduler:
         self._slots = SlotLimit(self.max_num_seqs)
         self._encoders = EncoderLimit(max(info.max_num_prefill_tokens, self._max_encoder_rows))
         self.limits: list[Limit] = [self._tokens, self._encoders, self._slots, BlockLimit(self.kv)]
-        self._adapters: AdapterLimit | None = None
-        if info.max_loras:
-            self._adapters = AdapterLimit(info.max_loras)
-            self.limits.insert(1, self._adapters)
+        self._adapters = AdapterLimit(info.max_loras) if info.max_loras else None
+        self._prompt_adapters = None
+        if info.max_prompt_adapters:
+            self._prompt_adapters = AdapterLimit(info.max_prompt_adapters, of_prompts=True)
+        self._adapter_limits = [limit for limit in (self._adapters, self._prompt_adapters) if limit is not None]
+        self.limits[1:1] = self._adapter_limits
         self._media: MediaLimit | None = None
         if info.media_kinds and not info.media_tiles:
             self._media = MediaLimit(
@@ -140,6 +142,7 @@ class Scheduler:
             info.media_kinds,
             info.media_width,
             info.max_loras,
+            info.max_prompt_adapters,
             info.extra_tokens,
             self.max_num_prefill_tokens if info.media_stays_whole else None,
             self._pictures,
@@ -162,7 +165,7 @@ class Scheduler:
     # ------------------------------------------------------------------------------------------ arrivals and ends
     @property
     def takes_adapters(self) -> bool:
-        return self._adapters is not None
+        return bool(self._adapter_limits)
 
     @property
     def has_work(self) -> bool:
@@ -259,6 +262,8 @@ class Scheduler:
         live.finished_slots, live.swap_dropped, live.swap_out = [], [], []
         if self._adapters is not None:
             plan.adapters_placed = self._adapters.take_plan()
+        if self._prompt_adapters is not None:
+            plan.prompts_placed = self._prompt_adapters.take_plan()
         if self._media is not None:
             plan.media_dropped, plan.media_encoded = self._media.take_plan()
         return plan
@@ -410,7 +415,9 @@ class Scheduler:
             num_computed_tokens=request.num_computed_tokens,
             sample_index=request.sample_index,
             sampling_seed=request.sampling_seed,
-            adapter_slot=request.adapter_slot,
+            adapter_slot=-1 if request.num_virtual_tokens else request.adapter_slot,
+            prompt_slot=request.adapter_slot if request.num_virtual_tokens else -1,
+            num_virtual_tokens=request.num_virtual_tokens,
             encoder_token_ids=request.encoder_token_ids,
             encoder_frames=request.encoder_frames,
             encoder_block_ids=request.encoder_block_tables,
@@ -472,6 +479,8 @@ class Scheduler:
         ]
         if self._adapters is not None:
             self._adapters.fail(plan.adapters_placed)
+        if self._prompt_adapters is not None:
+            self._prompt_adapters.fail(plan.prompts_placed)
         return outputs
 
     # ------------------------------------------------------------------------------------------------- maintenance
@@ -481,8 +490,8 @@ class Scheduler:
     def forget_worker(self) -> None:
         """The worker has forgotten slots, KV cache and what it swapped out. There are no requests."""
         assert not self.requests and not self._unanswered
-        if self._adapters is not None:
-            self._adapters.reset()
+        for limit in self._adapter_limits:
+            limit.reset()
         self.reset_prefix_cache()
         if self._media is not None:
             self._media.clear()

@@ -20,6 +20,7 @@ _FORMATS: Final = frozenset({"WAV", "WAVEX", "RF64", "FLAC", "MP3", "MPEG", "OGG
 _MAX_CHANNELS: Final = 16
 #: Samples a second.
 RATES: Final = range(1_000, 384_001)
+_LOUDEST: Final = 2.0**32
 
 
 def decode_sound(data: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,9 +31,15 @@ def decode_sound(data: bytes, options: Mapping[str, Any]) -> dict[str, Any]:
     if not len(samples):
         raise Refused("it has no samples")
     mono = np.ascontiguousarray(samples.mean(axis=1, dtype=np.float32))
-    if not np.isfinite(mono).all():
-        raise Refused("it has samples that are no numbers")
+    if not are_samples(mono):
+        raise Refused("it has samples that are no numbers, or far beyond -1..1")
     return {"rate": rate, "blobs": [mono.tobytes()]}
+
+
+def are_samples(samples: np.ndarray) -> bool:
+    """Whether they can be resampled in float32, which those of files of floats need not be. Some have those of 32 bits
+    as they are."""
+    return bool((np.abs(samples) <= _LOUDEST).all())  # never of NaN
 
 
 def _checked(rate: int, channels: int, frames: int, max_seconds: float) -> int:

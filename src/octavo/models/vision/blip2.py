@@ -7,13 +7,11 @@ from typing import Any, Final
 
 from octavo.models.blocks import MLP, Attention, Layer, NormedSum
 from octavo.models.common import read_activation
-from octavo.models.config_reader import MAX_HEAD_DIM, MAX_LAYERS, ConfigReader
+from octavo.models.config_reader import MAX_LAYERS, ConfigReader
 from octavo.models.encoder import CrossAttention, Crossed
 from octavo.models.spec import ModelSpec, NormSpec, ProjectorSpec, QueriesSpec, TowerSpec
 from octavo.models.tower import ROOM
-from octavo.models.vision.internvl import side
-from octavo.models.vision.vit import RENAMES, vit
-from octavo.ops.operands import Heads
+from octavo.models.vision.vit import RENAMES, read_heads, side, vit
 
 _LAYER: Final = rf"^({ROOM}\.queries\.layers\.\d+\.)"
 HF: Final = (
@@ -52,18 +50,15 @@ def _queries(config: ConfigReader) -> QueriesSpec:
     number = config.integer("num_query_tokens", 32, 4096)
     config = config.section("qformer_config").with_defaults(_DEFAULTS)
     config.refuse_unless("use_qformer_text_input", (False,))
-    hidden, count = config.integer("hidden_size"), config.integer("num_attention_heads")
-    head_dim = hidden // count
-    if hidden % count or head_dim % 2 or head_dim > MAX_HEAD_DIM:
-        raise config.fail("num_attention_heads", f"does not divide the {hidden} columns into even parts")
-    heads = Heads(num_heads=count, num_kv_heads=count, head_dim=head_dim)
+    hidden = config.integer("hidden_size")
+    heads = read_heads(config, hidden)
     norm = NormSpec(eps=config.number("layer_norm_eps"), kind="layer", bias=True)
     parts: dict[str, Any] = {
-        "attention": Attention(heads=heads, scale=head_dim**-0.5, bias=True, o_bias=True, causal=False),
+        "attention": Attention(heads=heads, scale=heads.head_dim**-0.5, bias=True, o_bias=True, causal=False),
         "mlp": MLP(size=config.integer("intermediate_size"), activation=read_activation(config), bias=True),
         "norm": norm,
     }
-    cross = CrossAttention(heads=heads, scale=head_dim**-0.5, bias=True, k_bias=True, o_bias=True)
+    cross = CrossAttention(heads=heads, scale=heads.head_dim**-0.5, bias=True, k_bias=True, o_bias=True)
     plain: Layer = NormedSum(**parts)
     crossed: Layer = Crossed(**parts, cross=cross, norms_sums=True)
     every = config.integer("cross_attention_frequency")

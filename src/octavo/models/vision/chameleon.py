@@ -30,6 +30,12 @@ def tower(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[str, 
     ), _UNUSED
 
 
+def text_config(config: dict[str, Any]) -> Any:
+    """Files have both parts in one."""
+    found = config.get("text_config")
+    return {**config, "model_type": "chameleon"} if found is None else found
+
+
 def _codes(config: ConfigReader) -> CodesSpec:
     tokens = code_tokens(config)
     config = config.section("vq_config").with_defaults(_DEFAULTS)

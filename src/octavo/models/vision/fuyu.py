@@ -3,7 +3,7 @@ channel."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from octavo.models.config_reader import ConfigReader
 from octavo.models.spec import ModelSpec, TowerSpec
@@ -23,3 +23,9 @@ def tower(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[str, 
         layers=(),
         is_projected=False,
     ), ()
+
+
+def text_config(config: dict[str, Any]) -> Any:
+    """Files that have both parts in one are of Persimmon."""
+    found = config.get("text_config")
+    return {**config, "model_type": "persimmon"} if found is None else found

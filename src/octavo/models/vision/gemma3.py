@@ -6,7 +6,7 @@ PaliGemma: its patches are rows; all of a prompt sees all of it.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from octavo.models.blocks import Attention, Sandwich, Sequential
 from octavo.models.config_reader import ConfigReader
@@ -43,6 +43,12 @@ def paligemma(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[s
     vision.refuse_unless("model_type", ("siglip_vision_model",))
     made, unused = vit(vision, "siglip_vision_model", ProjectorSpec(), has_post_norm=True)
     return replace(made, whole_prompts=True), unused
+
+
+def paligemma_text_config(config: dict[str, Any]) -> Any:
+    """That prompts see all of themselves is told by the tower."""
+    found = config.get("text_config")
+    return {**found, "use_bidirectional_attention": False} if isinstance(found, dict) else found
 
 
 def _sides(config: ConfigReader, vision: ConfigReader) -> tuple[int, int]:

@@ -76,10 +76,11 @@ def text(config: ConfigReader, spec: ModelSpec) -> ModelSpec:
     return qwen2_vl.text(config, spec, _SECTIONS)
 
 
-def text_config(config: dict[str, Any]) -> dict[str, Any] | None:
+def text_config(config: dict[str, Any]) -> Any:
     """Heads of the text part divide its columns, whatever families with the same layers take for usual."""
     found = config.get("text_config")
     if not isinstance(found, dict) or found.get("head_dim") is not None:
         return found
     hidden, count = found.get("hidden_size", 4096), found.get("num_attention_heads", 32)
-    return {**found, "head_dim": hidden // count} if isinstance(hidden, int) and isinstance(count, int) else found
+    is_told = isinstance(hidden, int) and isinstance(count, int) and count > 0
+    return {**found, "head_dim": hidden // count} if is_told else found

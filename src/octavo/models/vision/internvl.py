@@ -8,11 +8,12 @@ from typing import Any, Final
 from octavo.models.blocks import MLP, Attention, Block, Sequential
 from octavo.models.builder import Builder
 from octavo.models.common import read_activation
-from octavo.models.config_reader import MAX_HEAD_DIM, MAX_LAYERS, ConfigReader
+from octavo.models.config_reader import MAX_LAYERS, ConfigReader
 from octavo.models.params import Matrix
 from octavo.models.spec import ModelSpec, NormSpec, ProjectorSpec, TowerSpec
 from octavo.models.tower import ROOM
-from octavo.ops.operands import Buffer, Heads
+from octavo.models.vision.vit import read_heads, side
+from octavo.ops.operands import Buffer
 from octavo.ops.stream_operations import Multiply
 
 HF: Final = (
@@ -63,14 +64,12 @@ def tower(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[str, 
     vision.refuse_unless("use_mask_token", (False,))
     vision.refuse_unless("use_absolute_position_embeddings", (True,))
     vision.refuse_unless("norm_type", ("layer_norm", "rms_norm"))
-    hidden, count = vision.integer("hidden_size"), vision.integer("num_attention_heads")
-    head_dim = hidden // count
-    if hidden % count or head_dim % 2 or head_dim > MAX_HEAD_DIM:
-        raise vision.fail("num_attention_heads", f"does not divide the {hidden} columns into even parts")
+    hidden = vision.integer("hidden_size")
+    heads = read_heads(vision, hidden)
     layer_norm = NormSpec(eps=vision.number("layer_norm_eps"), kind="layer", bias=True)
     attention = Attention(
-        heads=Heads(num_heads=count, num_kv_heads=count, head_dim=head_dim),
-        scale=head_dim**-0.5,
+        heads=heads,
+        scale=heads.head_dim**-0.5,
         bias=vision.flag("attention_bias", False),
         o_bias=True,
         qk_norm=NormSpec(eps=1e-6) if vision.flag("use_qk_norm", False) else None,
@@ -98,16 +97,6 @@ def tower(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[str, 
             activation=read_activation(config, "projector_hidden_act", "gelu"),
         ),
     ), ()
-
-
-def side(vision: ConfigReader, key: str) -> int:
-    """Of a square that configurations tell as one number or two."""
-    found = vision.get(key)
-    if isinstance(found, list) and len(found) == 2 and found[0] == found[1]:
-        found = found[0]
-    if type(found) is not int or found < 1:
-        raise vision.fail(key, "is not the side of a square")
-    return found
 
 
 def _merge(config: ConfigReader) -> int:

@@ -7,11 +7,10 @@ from typing import Any, Final
 
 from octavo.models.blocks import MLP, Attention, Sequential
 from octavo.models.common import read_activation
-from octavo.models.config_reader import MAX_HEAD_DIM, MAX_LAYERS, ConfigReader
+from octavo.models.config_reader import MAX_LAYERS, ConfigReader
 from octavo.models.spec import ModelSpec, NormSpec, ProjectorSpec, RopeSpec, TowerSpec
 from octavo.models.tower import ROOM
-from octavo.models.vision.internvl import side
-from octavo.ops.operands import Heads
+from octavo.models.vision.vit import read_heads, side
 
 HF: Final = (
     (r"^(model\.)?vision_model\.", f"{ROOM}."),
@@ -42,16 +41,13 @@ def tower(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[str, 
     vision.refuse_unless("multi_modal_projector_bias", (False,))
     vision.refuse_unless("vision_feature_layer", (-1,))
     vision.refuse_unless("vision_feature_select_strategy", ("default",))
-    hidden, count = vision.integer("hidden_size"), vision.integer("num_attention_heads")
-    head_dim = hidden // count
-    if hidden % count or head_dim % 4 or head_dim > MAX_HEAD_DIM:
-        raise vision.fail("num_attention_heads", f"does not divide the {hidden} columns for columns and lines")
+    hidden = vision.integer("hidden_size")
+    heads = read_heads(vision, hidden, parts=4)
     theta = vision.section("rope_parameters").number("rope_theta", vision.number("rope_theta", 10_000.0))
     # A position is its row of the table, and the place of the patch by column and line.
-    rope = RopeSpec(theta=theta, sections=(0, head_dim // 4, head_dim // 4), is_axial=True)
-    heads = Heads(num_heads=count, num_kv_heads=count, head_dim=head_dim)
+    rope = RopeSpec(theta=theta, sections=(0, heads.head_dim // 4, heads.head_dim // 4), is_axial=True)
     mlp = MLP(size=vision.integer("intermediate_size"), activation=read_activation(vision), bias=True)
-    attention = Attention(heads=heads, scale=head_dim**-0.5, rope=rope, bias=True, o_bias=True, causal=False)
+    attention = Attention(heads=heads, scale=heads.head_dim**-0.5, rope=rope, bias=True, o_bias=True, causal=False)
     merge, inner = _merge(vision), vision.integer("projector_input_dim")
     # What the reference multiplies with each other has these sizes, or cannot be multiplied.
     vision.refuse_unless("intermediate_size", (hidden * merge,))

@@ -7,12 +7,11 @@ from typing import Any, Final
 
 from octavo.models.blocks import MLP, Attention, Sequential
 from octavo.models.common import read_activation
-from octavo.models.config_reader import MAX_HEAD_DIM, MAX_LAYERS, ConfigReader
+from octavo.models.config_reader import MAX_LAYERS, ConfigReader
 from octavo.models.gates import Gated
 from octavo.models.spec import ModelSpec, NormSpec, PicturesSpec
 from octavo.models.tower import ROOM
-from octavo.models.vision.internvl import side
-from octavo.ops.operands import Heads
+from octavo.models.vision.vit import read_heads, side
 
 HF: Final = (
     (r"^(model\.)?vision_model\.", f"{ROOM}."),
@@ -45,13 +44,10 @@ _OUTER: Final = NormSpec(eps=1e-5, kind="layer", bias=True)
 def tower(config: ConfigReader, text: ModelSpec) -> tuple[PicturesSpec, tuple[str, ...]]:
     vision = config.section("vision_config").with_defaults(_DEFAULTS).aliased(num_attention_heads="attention_heads")
     vision.refuse_unless("num_channels", (3,))
-    hidden, count = vision.integer("hidden_size"), vision.integer("num_attention_heads")
-    head_dim = hidden // count
-    if hidden % count or head_dim % 2 or head_dim > MAX_HEAD_DIM:
-        raise vision.fail("num_attention_heads", f"does not divide the {hidden} columns into even parts")
+    hidden = vision.integer("hidden_size")
+    heads = read_heads(vision, hidden)
     norm = NormSpec(eps=vision.number("norm_eps"), kind="layer", bias=True)
-    heads = Heads(num_heads=count, num_kv_heads=count, head_dim=head_dim)
-    attention = Attention(heads=heads, scale=head_dim**-0.5, causal=False)
+    attention = Attention(heads=heads, scale=heads.head_dim**-0.5, causal=False)
     mlp = MLP(size=vision.integer("intermediate_size"), activation=read_activation(vision), bias=True)
     gated = Sequential(
         norm=norm, attention=Gated(block=attention, name="gate_attn"), mlp=Gated(block=mlp, name="gate_ffn")

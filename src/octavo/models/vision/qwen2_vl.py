@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from octavo.models.blocks import MLP, Attention, GatedMLP, Sandwich, Sequential
 from octavo.models.common import read_activation
-from octavo.models.config_reader import MAX_HEAD_DIM, MAX_LAYERS, ConfigReader
+from octavo.models.config_reader import MAX_LAYERS, MAX_SIZE, ConfigReader
 from octavo.models.spec import ModelSpec, NormSpec, ProjectorSpec, RopeSpec, TowerSpec
 from octavo.models.tower import ROOM
-from octavo.ops.operands import Heads
+from octavo.models.vision.vit import read_heads
 
 HF: Final = (
     (r"^(model\.)?visual\.", f"{ROOM}."),
@@ -45,7 +45,10 @@ _NORM: Final = NormSpec(eps=1e-6, kind="layer", bias=True)
 def tower(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[str, ...]]:
     vision = config.section("vision_config").with_defaults(dict(_DEFAULTS))
     width = vision.integer("embed_dim")
-    mlp = MLP(size=int(width * vision.number("mlp_ratio")), activation=read_activation(vision), bias=True)
+    size = width * vision.number("mlp_ratio")
+    if size > MAX_SIZE:
+        raise vision.fail("mlp_ratio", f"makes more than {MAX_SIZE} columns")
+    mlp = MLP(size=int(size), activation=read_activation(vision), bias=True)
     return any_size(vision, width, _NORM, mlp), ()
 
 
@@ -59,19 +62,23 @@ def tower_2_5(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[s
     return replace(made, windowed=frozenset(range(len(made.layers))) - frozenset(whole)), ()
 
 
+def text_config(config: dict[str, Any]) -> Any:
+    """Older files have both parts in one."""
+    if (found := config.get("text_config")) is not None:
+        return found
+    own = {key: value for key, value in config.items() if key != "vision_config"}
+    return {**own, "model_type": "qwen2_vl_text"}
+
+
 def any_size(
     vision: ConfigReader, width: int, norm: NormSpec, mlp: MLP | GatedMLP, *, bias: bool = True, o_bias: bool = True
 ) -> TowerSpec:
     """A tower of pictures of any size, whose patches are turned by line and column."""
     vision.refuse_unless("in_channels", (3,))
-    count = vision.integer("num_heads")
-    head_dim = width // count
-    if width % count or head_dim % 4 or head_dim > MAX_HEAD_DIM:
-        raise vision.fail("num_heads", f"does not divide the {width} columns into parts for lines and columns")
+    heads = read_heads(vision, width, "num_heads", parts=4)
     theta = vision.section("rope_parameters").number("rope_theta", 10_000.0)
-    rope = RopeSpec(theta=theta, sections=(head_dim // 4,) * 2, is_axial=True)
-    heads = Heads(num_heads=count, num_kv_heads=count, head_dim=head_dim)
-    attention = Attention(heads=heads, scale=head_dim**-0.5, rope=rope, bias=bias, o_bias=o_bias, causal=False)
+    rope = RopeSpec(theta=theta, sections=(heads.head_dim // 4,) * 2, is_axial=True)
+    attention = Attention(heads=heads, scale=heads.head_dim**-0.5, rope=rope, bias=bias, o_bias=o_bias, causal=False)
     patch, frames = vision.integer("patch_size"), vision.integer("temporal_patch_size")
     merge = vision.integer("spatial_merge_size") ** 2
     return TowerSpec(

@@ -51,6 +51,27 @@ FLATTENED: Final = rf"{ROOM}\.(patches|projector\.merger)\.weight|{CODES}\..*\.w
 _NEVER_READ: Final = (rf"{ROOM}\.embeddings\.position_ids", rf"{ROOM}\.head\..*")
 
 
+def read_heads(config: ConfigReader, hidden: int, key: str = "num_attention_heads", *, parts: int = 2) -> Heads:
+    """Heads that divide the columns of a tower, and can be divided in `parts` themselves: 4 where lines and columns
+    turn a half each. Raises CheckpointError."""
+    count = config.integer(key)
+    head_dim = hidden // count
+    if hidden % count or head_dim % parts or head_dim > MAX_HEAD_DIM:
+        into = "even parts" if parts == 2 else "parts for lines and columns"
+        raise config.fail(key, f"does not divide the {hidden} columns into {into}")
+    return Heads(num_heads=count, num_kv_heads=count, head_dim=head_dim)
+
+
+def side(vision: ConfigReader, key: str) -> int:
+    """Of a square that configurations tell as one number or two."""
+    found = vision.get(key)
+    if isinstance(found, list) and len(found) == 2 and found[0] == found[1]:
+        found = found[0]
+    if type(found) is not int or found < 1:
+        raise vision.fail(key, "is not the side of a square")
+    return found
+
+
 def vit(
     config: ConfigReader,
     kind: str,
@@ -67,16 +88,13 @@ def vit(
     """
     config = config.with_defaults(DEFAULTS[kind])
     config.refuse_unless("num_channels", (3,))
-    hidden, count = config.integer("hidden_size"), config.integer("num_attention_heads")
-    head_dim = hidden // count
-    if hidden % count or head_dim % 2 or head_dim > MAX_HEAD_DIM:
-        raise config.fail("num_attention_heads", f"does not divide the {hidden} columns into even parts")
+    hidden = config.integer("hidden_size")
+    heads = read_heads(config, hidden)
     norm = NormSpec(eps=config.number("layer_norm_eps"), kind="layer", bias=True)
-    heads = Heads(num_heads=count, num_kv_heads=count, head_dim=head_dim)
     layer = Sequential(
         norm=norm,
         attention=Attention(
-            heads=heads, scale=head_dim**-0.5, bias=config.flag("qkv_bias", True), o_bias=True, causal=False
+            heads=heads, scale=heads.head_dim**-0.5, bias=config.flag("qkv_bias", True), o_bias=True, causal=False
         ),
         mlp=MLP(size=config.integer("intermediate_size"), activation=read_activation(config), bias=True),
     )

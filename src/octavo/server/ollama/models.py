@@ -27,6 +27,8 @@ API_VERSION: Final = "0.12.6"
 _LATEST: Final = ":latest"
 #: A served model is never unloaded.
 _NEVER: Final = "9999-12-31T23:59:59Z"
+#: Kinds of media -> the capability to read them.
+_MEDIA: Final = {"image": "vision", "audio": "audio"}
 
 
 def resolve(models: Models, name: str | None) -> Lease:
@@ -65,7 +67,7 @@ class ModelHandlers:
         await exchange.send_json(RunningReply(running))
 
     async def show(self, exchange: Exchange) -> None:
-        _, request = await self._serving.read(exchange, ShowRequest, {})
+        _, request = await self._serving.read(exchange, ShowRequest, {}, any_type=True)
         model = resolve(self._serving.state.models, request.model or request.name).model
         parameters = "\n".join(f"{name} {value}" for name, value in sorted(model.default_sampling.items()))
         await exchange.send_json(
@@ -110,6 +112,8 @@ def _capabilities(model: ServedModel) -> list[str]:
         found.append("thinking")
     if model.renderer.render_infill("", "", False) is not None:
         found.append("insert")
+    if model.media is not None:
+        found += [name for kind, name in _MEDIA.items() if kind in model.media.kinds]
     return found
 
 

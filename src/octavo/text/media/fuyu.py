@@ -7,11 +7,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from octavo.base.errors import CheckpointError, InvalidRequest
+from octavo.base.errors import CheckpointError
 from octavo.base.media import PreparedMedia
 from octavo.text.media import images
 
-_BILINEAR: Final = 2
 _SIZE: Final = {"height": 1080, "width": 1920}
 
 
@@ -35,14 +34,12 @@ class FuyuProcessor:
         self._levels = images.levels(settings, images.HALF, images.HALF)
 
     def image(self, pixels: np.ndarray, options: Mapping[str, Any]) -> PreparedMedia:
-        for name in options:
-            if name != "detail":  # the server has made a picture smaller already
-                raise InvalidRequest(f"The model's image processor has no option `{name}`.", "mm_processor_kwargs")
+        images.check_options(options)
         height, width = pixels.shape[:2]
         if self._settings.get("do_resize", True) and (height > self._height or width > self._width):
             scale = min(self._height / height, self._width / width)
             height, width = max(1, int(height * scale)), max(1, int(width * scale))
-            pixels = images.resized(pixels, height, width, int(self._settings.get("resample", _BILINEAR)))
+            pixels = images.resized(pixels, height, width, int(self._settings.get("resample", images.BILINEAR)))
         lines, columns = -(-height // self._side), -(-width // self._side)
         canvas = np.full((lines * self._side, columns * self._side, 3), self._filling, np.uint8)
         canvas[:height, :width] = pixels

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from octavo.base.errors import InvalidRequest
 from octavo.base.media import PreparedMedia
+from octavo.text.media import images
 from octavo.text.media.square import SquareProcessor
 
 _SWITCH: Final = "do_pan_and_scan"
@@ -25,14 +25,12 @@ class Gemma3Processor(SquareProcessor):
     """`processor.MediaProcessor`."""
 
     def image(self, pixels: np.ndarray, options: Mapping[str, Any]) -> PreparedMedia:
-        for name, value in options.items():
-            if name != "detail" and not _is_option(name, value):
-                raise InvalidRequest(
-                    f"The model's image processor has no option `{name}` with this value. It has `{_SWITCH}` (true or "
-                    f"false), `{_LEAST_SIDE}` (pixels), `{_MOST_PARTS}` (2 to {_LIMIT}) and `{_LEAST_RATIO}` (at least "
-                    "1).",
-                    "mm_processor_kwargs",
-                )
+        images.check_options(
+            options,
+            _is_option,
+            f"`{_SWITCH}` (true or false), `{_LEAST_SIDE}` (pixels), `{_MOST_PARTS}` (2 to {_LIMIT}) and "
+            f"`{_LEAST_RATIO}` (at least 1)",
+        )
         given = {name: self._settings[name] for name in _DEFAULTS if self._settings.get(name) is not None}
         found = {**_DEFAULTS, **given, **options}
         parts: list[np.ndarray] = []

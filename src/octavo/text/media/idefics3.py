@@ -8,11 +8,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from octavo.base.errors import InvalidRequest
 from octavo.base.media import PreparedMedia
 from octavo.text.media import images
 
-_LANCZOS: Final = 1
 _MOST_PIXELS_A_SIDE: Final = 4096
 _AROUND: Final = "<fake_token_around_image>"
 _WHOLE: Final = "<global-img>"
@@ -42,14 +40,9 @@ class Idefics3Processor:
         self._levels = images.levels(settings, images.HALF, images.HALF)
 
     def image(self, pixels: np.ndarray, options: Mapping[str, Any]) -> PreparedMedia:
-        for name, value in options.items():
-            is_known = (name == "do_image_splitting" and isinstance(value, bool)) or name == "detail"
-            if not is_known and not (name == "size" and _is_edge(value)):
-                raise InvalidRequest(
-                    f"The model's image processor has no option `{name}` with this value. It has `do_image_splitting` "
-                    "(true or false) and `size` ({'longest_edge': pixels}).",
-                    "mm_processor_kwargs",
-                )
+        images.check_options(
+            options, _is_option, "`do_image_splitting` (true or false) and `size` ({'longest_edge': pixels})"
+        )
         splits = options.get("do_image_splitting", self._settings.get("do_image_splitting", True))
         splits = splits and options.get("detail") != "low"
         tiles, rows, columns = self._tiles(pixels, options.get("size") or self._settings.get("size"), splits)
@@ -66,7 +59,7 @@ class Idefics3Processor:
         self, pixels: np.ndarray, size: Mapping[str, int] | None, splits: bool
     ) -> tuple[list[np.ndarray], int, int]:
         """Square pictures, the whole one last, and in how many lines and columns the others lie."""
-        resample, side = int(self._settings.get("resample", _LANCZOS)), self._side
+        resample, side = int(self._settings.get("resample", images.LANCZOS)), self._side
         longest = (size or {}).get("longest_edge", 4 * self._default_side)
         if self._settings.get("do_resize", True):
             height, width = pixels.shape[:2]
@@ -84,12 +77,7 @@ class Idefics3Processor:
             pixels = images.resized(pixels, height, width, resample)
             if height > side or width > side:
                 rows, columns = height // side, width // side
-                tiles = [
-                    pixels[y * side : (y + 1) * side, x * side : (x + 1) * side]
-                    for y in range(rows)
-                    for x in range(columns)
-                ]
-                return [*tiles, images.resized(pixels, side, side, resample)], rows, columns
+                return [*images.tiles(pixels, side, side), images.resized(pixels, side, side, resample)], rows, columns
         return [images.resized(pixels, side, side, resample)], 0, 0
 
     @property
@@ -114,6 +102,10 @@ class Idefics3Processor:
             "".join(f"{_AROUND}<row_{y + 1}_col_{x + 1}>{image}" for x in range(columns)) + "\n" for y in range(rows)
         )
         return "".join(lines) + "\n" + whole
+
+
+def _is_option(name: str, value: Any) -> bool:
+    return isinstance(value, bool) if name == "do_image_splitting" else name == "size" and _is_edge(value)
 
 
 def _is_edge(value: object) -> bool:

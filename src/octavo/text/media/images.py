@@ -13,14 +13,28 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
+from octavo.base.errors import CheckpointError, InvalidRequest
 from octavo.base.media import MediaKind, MediaTensor, PreparedMedia, media_digest
 
 #: Of most towers.
 CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 HALF: Final = (0.5, 0.5, 0.5)
-#: Pillow's number of the filter.
+#: Pillow's numbers of filters.
+LANCZOS: Final = 1
+BILINEAR: Final = 2
 BICUBIC: Final = 3
+
+
+def check_options(
+    options: Mapping[str, Any], is_known: Callable[[str, Any], bool] = lambda name, value: False, known: str = ""
+) -> None:
+    """What a request asks of a processor. `is_known`: an option with a value that it may have; `known`: all of them, in
+    words. `detail` is known to all. Raises InvalidRequest."""
+    for name, value in options.items():
+        if name != "detail" and not is_known(name, value):
+            others = f" with this value. It has {known}" if known else ""
+            raise InvalidRequest(f"The model's image processor has no option `{name}`{others}.", "mm_processor_kwargs")
 
 
 def resized(pixels: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
@@ -166,6 +180,8 @@ def levels(
             np.broadcast_to(np.array(settings.get(key) or default, np.float32), 3)
             for key, default in (("image_mean", mean), ("image_std", std))
         )
+        if not found_std.all():
+            raise CheckpointError(f"The image processor's `image_std` is {found_std.tolist()}: nothing divides by 0.")
         found = rounded(rounded(found - found_mean[:, None]) / found_std[:, None])
     return found
 

@@ -11,7 +11,6 @@ from octavo.base.errors import InvalidRequest
 from octavo.base.media import PreparedMedia
 from octavo.text.media import images
 
-_BICUBIC: Final = 3
 _MOST_TILES: Final = 64
 
 
@@ -30,21 +29,18 @@ class InternVLProcessor:
         self._levels = images.levels(settings, images.CLIP_MEAN, images.CLIP_STD)
 
     def image(self, pixels: np.ndarray, options: Mapping[str, Any]) -> PreparedMedia:
-        for name, value in options.items():
-            is_count = name in ("min_patches", "max_patches") and type(value) is int and 0 < value <= _MOST_TILES
-            if not is_count and name != "detail" and not (name == "crop_to_patches" and isinstance(value, bool)):
-                raise InvalidRequest(
-                    f"The model's image processor has no option `{name}` with this value. It has `crop_to_patches` "
-                    f"(true or false), `min_patches` and `max_patches` (1 to {_MOST_TILES}).",
-                    "mm_processor_kwargs",
-                )
+        images.check_options(
+            options,
+            _is_option,
+            f"`crop_to_patches` (true or false), `min_patches` and `max_patches` (1 to {_MOST_TILES})",
+        )
         found = {**self._settings, **options}
         least, most = int(found.get("min_patches", 1)), int(found.get("max_patches", 12))
         if least > most:
             raise InvalidRequest("`min_patches` is larger than `max_patches`.", "mm_processor_kwargs")
         # Released settings say that pictures are not cut; the family's processor cuts them all the same.
         cuts = options.get("crop_to_patches", True) and options.get("detail") != "low" and most > 1
-        side, resample = self._side, int(self._settings.get("resample", _BICUBIC))
+        side, resample = self._side, int(self._settings.get("resample", images.BICUBIC))
         tiles = [images.resized(pixels, side, side, resample)]
         if cuts:
             lines, columns = _grid(pixels.shape[0], pixels.shape[1], side, least, most)
@@ -61,7 +57,17 @@ class InternVLProcessor:
             "levels": self._levels,
         }
         rows = len(tiles) * (columns // self._merge) ** 2
-        return images.prepared("image", arrays, rows, f"<img>{self.placeholder * rows}</img>")
+        return images.prepared("image", arrays, rows, self.rows_text(rows))
+
+    def rows_text(self, rows: int) -> str:
+        """As `processor.RowsProcessor`."""
+        return f"<img>{self.placeholder * rows}</img>"
+
+
+def _is_option(name: str, value: Any) -> bool:
+    if name == "crop_to_patches":
+        return isinstance(value, bool)
+    return name in ("min_patches", "max_patches") and type(value) is int and 0 < value <= _MOST_TILES
 
 
 def _grid(height: int, width: int, side: int, least: int, most: int) -> tuple[int, int]:

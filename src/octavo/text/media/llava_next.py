@@ -7,11 +7,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from octavo.base.errors import CheckpointError, InvalidRequest
+from octavo.base.errors import CheckpointError
 from octavo.base.media import PreparedMedia
 from octavo.text.media import images
 
-_BICUBIC: Final = 3
 _GRIDS: Final = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 _NEWLINE: Final = -1
 
@@ -51,11 +50,9 @@ class LlavaNextProcessor:
         self._levels = images.levels(settings, images.CLIP_MEAN, images.CLIP_STD)
 
     def image(self, pixels: np.ndarray, options: Mapping[str, Any]) -> PreparedMedia:
-        for name in options:
-            if name != "detail":
-                raise InvalidRequest(f"The model's image processor has no option `{name}`.", "mm_processor_kwargs")
+        images.check_options(options)
         height, width = pixels.shape[:2]
-        side, resample = self._side, int(self._settings.get("resample", _BICUBIC))
+        side, resample = self._side, int(self._settings.get("resample", images.BICUBIC))
         # `detail: low` takes the smallest grid; the whole picture alone is nothing that the models were trained with.
         grids = self._grids
         if options.get("detail") == "low":
@@ -72,7 +69,11 @@ class LlavaNextProcessor:
             "levels": self._levels,
             "order": order,
         }
-        return images.prepared("image", arrays, len(order), self.placeholder * len(order))
+        return images.prepared("image", arrays, len(order), self.rows_text(len(order)))
+
+    def rows_text(self, rows: int) -> str:
+        """As `processor.RowsProcessor`."""
+        return self.placeholder * rows
 
     def _order(self, height: int, width: int, lines: int, columns: int) -> np.ndarray:
         """Of the rows of all tiles, int32: the whole picture, then the others as lines of one, without what only bars

@@ -12,7 +12,6 @@ from octavo.base.errors import InvalidRequest
 from octavo.base.media import NUMBER, PreparedMedia
 from octavo.text.media import images
 
-_BICUBIC: Final = 3
 _MOST_SLICES: Final = 64
 #: Of a side of a slice behind its resizing, in patches; a narrower picture is refused.
 _MOST_PATCHES: Final = 4096
@@ -45,14 +44,7 @@ class SlicingProcessor:
         self._levels = images.levels(settings, images.HALF, images.HALF)
 
     def image(self, pixels: np.ndarray, options: Mapping[str, Any]) -> PreparedMedia:
-        for name, value in options.items():
-            is_count = name == "max_slice_nums" and type(value) is int and 0 < value <= _MOST_SLICES
-            if not is_count and name != "detail":
-                raise InvalidRequest(
-                    f"The model's image processor has no option `{name}` with this value. It has `max_slice_nums` (1 "
-                    f"to {_MOST_SLICES}).",
-                    "mm_processor_kwargs",
-                )
+        images.check_options(options, _is_option, f"`max_slice_nums` (1 to {_MOST_SLICES})")
         most = int(options.get("max_slice_nums", self._settings.get("max_slice_nums", 9)))
         if not self._settings.get("slice_mode", True) or options.get("detail") == "low":
             most = 1
@@ -109,7 +101,7 @@ class SlicingProcessor:
         return size
 
     def _resized(self, pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-        return images.resized(pixels, height, width, int(self._settings.get("resample", _BICUBIC)))
+        return images.resized(pixels, height, width, int(self._settings.get("resample", images.BICUBIC)))
 
     def _patches(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `images.patches`; patches that become one stand together, also those that are merged twice."""
@@ -140,3 +132,7 @@ class SlicingProcessor:
 def _nearest(length: float, step: int) -> int:
     """The multiple of a step, at least one."""
     return max(round(length / step) * step, step)
+
+
+def _is_option(name: str, value: Any) -> bool:
+    return name == "max_slice_nums" and type(value) is int and 0 < value <= _MOST_SLICES

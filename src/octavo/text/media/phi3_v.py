@@ -12,7 +12,6 @@ from octavo.base.errors import InvalidRequest
 from octavo.base.media import NUMBER, PreparedMedia
 from octavo.text.media import images
 
-_BILINEAR: Final = 2
 _WHITE: Final = 255
 _MOST_TILES: Final = 64
 #: In the rows of all tiles and these behind them: the end of a line, and what stands between tiles and whole.
@@ -42,14 +41,7 @@ class Phi3VProcessor:
         self._levels = images.levels(settings, images.CLIP_MEAN, images.CLIP_STD)
 
     def image(self, pixels: np.ndarray, options: Mapping[str, Any]) -> PreparedMedia:
-        for name, value in options.items():
-            is_count = name == "num_crops" and type(value) is int and 0 < value <= _MOST_TILES
-            if not is_count and name != "detail":
-                raise InvalidRequest(
-                    f"The model's image processor has no option `{name}` with this value. It has `num_crops` (1 to "
-                    f"{_MOST_TILES}).",
-                    "mm_processor_kwargs",
-                )
+        images.check_options(options, _is_option, f"`num_crops` (1 to {_MOST_TILES})")
         count = 1 if options.get("detail") == "low" else int(options.get("num_crops", self._num_crops))
         side = self._side
         pixels = self._tiled(pixels, count)
@@ -66,7 +58,11 @@ class Phi3VProcessor:
             "levels": self._levels,
             "order": order,
         }
-        return images.prepared("image", arrays, len(order), self.row_text * len(order) + self._opening)
+        return images.prepared("image", arrays, len(order), self.rows_text(len(order)))
+
+    def rows_text(self, rows: int) -> str:
+        """As `processor.RowsProcessor`."""
+        return self.row_text * rows + self._opening
 
     def _tiled(self, pixels: np.ndarray, count: int) -> np.ndarray:
         """As wide as most tiles in a line allow, `count` in all, with white bars that make the lines whole; a high one
@@ -86,7 +82,7 @@ class Phi3VProcessor:
         lines = -(-height // side)
         canvas = np.full((lines * side, width, 3), _WHITE, np.uint8)
         top = (lines * side - height) // 2
-        canvas[top : top + height] = images.resized(pixels, height, width, _BILINEAR)
+        canvas[top : top + height] = images.resized(pixels, height, width, images.BILINEAR)
         return np.ascontiguousarray(canvas.transpose(1, 0, 2)) if is_high else canvas
 
     def _order(self, lines: int, columns: int) -> np.ndarray:
@@ -100,3 +96,7 @@ class Phi3VProcessor:
         tiles = side * side + np.arange(lines * columns * side * side).reshape(lines, columns, side, side)
         grid = tiles.transpose(0, 2, 1, 3).reshape(lines * side, columns * side)
         return np.concatenate((marked(grid), [_BETWEEN], marked(whole))).astype(np.int32)
+
+
+def _is_option(name: str, value: Any) -> bool:
+    return name == "num_crops" and type(value) is int and 0 < value <= _MOST_TILES

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
-from octavo.base.errors import InvalidRequest
 from octavo.base.media import PreparedMedia
 from octavo.text.media import images
 
-_BICUBIC: Final = 3
 _LONGEST, _LIMIT = 1024, 4096
 
 
@@ -28,13 +26,7 @@ class PixtralProcessor:
         self._levels = images.levels(settings, images.CLIP_MEAN, images.CLIP_STD)
 
     def image(self, pixels: np.ndarray, options: Mapping[str, Any]) -> PreparedMedia:
-        for name, value in options.items():
-            if name != "detail" and not (name == "size" and _is_edge(value)):
-                raise InvalidRequest(
-                    f"The model's image processor has no option `{name}` with this value. It has `size` "
-                    f"({{'longest_edge': pixels}}, 1 to {_LIMIT}).",
-                    "mm_processor_kwargs",
-                )
+        images.check_options(options, _is_option, f"`size` ({{'longest_edge': pixels}}, 1 to {_LIMIT})")
         size = options.get("size") or self._settings.get("size") or {}
         longest = size.get("longest_edge") or _LONGEST
         high, wide = size.get("height") or longest, size.get("width") or longest
@@ -44,12 +36,16 @@ class PixtralProcessor:
             height, width = math.floor(height / ratio), math.floor(width / ratio)
         side = self._patch_size * self._merge
         lines, columns = max(1, -(-height // side)), max(1, -(-width // side))
-        resample = int(self._settings.get("resample", _BICUBIC))
+        resample = int(self._settings.get("resample", images.BICUBIC))
         pixels = images.resized(pixels, lines * side, columns * side, resample)
         found, places = images.patches(pixels, self._patch_size, self._merge)
         arrays = {"patches": found[None], "positions": places.T[:, None], "levels": self._levels}
         text = "[IMG_BREAK]".join([self.placeholder * columns] * lines) + "[IMG_END]"
         return images.prepared("image", arrays, lines * columns, text)
+
+
+def _is_option(name: str, value: Any) -> bool:
+    return name == "size" and _is_edge(value)
 
 
 def _is_edge(value: object) -> bool:

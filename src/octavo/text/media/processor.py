@@ -31,3 +31,12 @@ class MediaProcessor(Protocol):
         Raises InvalidRequest for an option that the family does not know, or an image that it cannot read.
         """
         ...
+
+
+@runtime_checkable
+class RowsProcessor(Protocol):
+    """A `MediaProcessor` of a family that can be given rows in place of an image, of which only the number is known."""
+
+    def rows_text(self, rows: int) -> str:
+        """What stands for them, as `PreparedMedia.text` for those of an image."""
+        ...

@@ -21,6 +21,8 @@ _MOST_PATCHES_A_SIDE: Final = 4096
 #: From the places of patches and the side of a table to rows of it, and how much each counts.
 Mixed = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 QWEN_IMAGE: Final = "<|image_pad|>"
+#: Of Qwen, what templates write around the placeholder of a medium.
+QWEN_MARKS: Final = ("<|vision_start|>", "<|vision_end|>")
 
 
 def mixed_linearly(places: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,7 +61,8 @@ class Qwen2VLProcessor:
 
     `window`: rows along a side of what layers with windows see of a picture at once; 0: there are none.
     `table_side`: of a table of learned positions, which are mixed for other sizes; 0: there is none. `mixed`: in which
-    way. `placeholder`: the text of its token. `grows`: sides below that of a square are brought to it before others.
+    way. `placeholder`: the text of its token; `marks`: what templates write around it. `grows`: sides below that of a
+    square are brought to it before others.
     """
 
     def __init__(
@@ -73,9 +76,11 @@ class Qwen2VLProcessor:
         table_side: int = 0,
         mixed: Mixed = mixed_linearly,
         placeholder: str = QWEN_IMAGE,
+        marks: tuple[str, str] = QWEN_MARKS,
         grows: bool = False,
     ) -> None:
         self._grows = grows
+        self.image_mark = placeholder.join(marks)
         self.placeholder, self.placeholder_id = placeholder, placeholder_id
         self._mixed = mixed
         self._window, self._table_side = window, table_side
@@ -103,16 +108,12 @@ class Qwen2VLProcessor:
 
     def _checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Options of pictures and videos alike, as a request may bring both. Raises InvalidRequest."""
-        for name, value in options.items():
-            is_bound = name in ("min_pixels", "max_pixels") and type(value) is int and 0 < value <= _LIMIT
-            is_rate = name == "fps" and type(value) in (int, float) and 0 < value <= _MOST_RATE
-            if not is_bound and not is_rate and name != "detail":
-                raise InvalidRequest(
-                    f"The model's image processor has no option `{name}` with this value. It has `min_pixels` and "
-                    f"`max_pixels` (1 to {_LIMIT}), and of videos `fps`, the frames a second (above 0, at most "
-                    f"{_MOST_RATE}).",
-                    "mm_processor_kwargs",
-                )
+        images.check_options(
+            options,
+            _is_option,
+            f"`min_pixels` and `max_pixels` (1 to {_LIMIT}), and of videos `fps`, the frames a second (above 0, at "
+            f"most {_MOST_RATE})",
+        )
         return options
 
     def _arrays(self, found: np.ndarray, places: np.ndarray, levels: np.ndarray) -> dict[str, np.ndarray]:
@@ -158,6 +159,12 @@ class Qwen2VLProcessor:
         longest = _MOST_PATCHES_A_SIDE * self._patch_size
         if max(height, width) > longest:
             raise InvalidRequest(f"A side of an image has at most {longest} pixels behind its resizing.", "image")
+
+
+def _is_option(name: str, value: Any) -> bool:
+    if name == "fps":
+        return type(value) in (int, float) and 0 < value <= _MOST_RATE
+    return name in ("min_pixels", "max_pixels") and type(value) is int and 0 < value <= _LIMIT
 
 
 def _windows(lines: int, columns: int, side: int) -> tuple[np.ndarray, np.ndarray]:

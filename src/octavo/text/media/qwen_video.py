@@ -11,11 +11,11 @@ import numpy as np
 from octavo.base.errors import InvalidRequest
 from octavo.base.media import PreparedMedia
 from octavo.text.media import images
-from octavo.text.media.qwen2_vl import Qwen2VLProcessor
+from octavo.text.media.qwen2_vl import QWEN_MARKS, Qwen2VLProcessor
 
 #: What stands for a video, in Qwen3-VL with the marks around it: each two frames get their own.
 _PAD: Final = "<|video_pad|>"
-_START, _END = "<|vision_start|>", "<|vision_end|>"
+_START, _END = QWEN_MARKS
 #: Pixels of a frame, as multiples of the pixels of a row.
 _LEAST, _MOST = 128, 768
 #: Pixels of all frames: what crosses to the engine in one message.
@@ -45,7 +45,8 @@ class QwenVideoProcessor(Qwen2VLProcessor):
     ) -> None:
         super().__init__(settings, **own)
         self.video_placeholder_id = video_id
-        self.video_placeholder = f"{_START}{_PAD}{_END}" if tells_times else _PAD
+        self.video_mark = f"{_START}{_PAD}{_END}"
+        self.video_placeholder = self.video_mark if tells_times else _PAD
         self._frames, self._tokens_per_second, self._tells_times = frames, tokens_per_second, tells_times
         self._video = video
         means = {key: settings[key] for key in ("image_mean", "image_std") if key in settings}

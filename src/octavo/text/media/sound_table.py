@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from octavo.base.errors import CheckpointError
+from octavo.text.media.files import row_id
 from octavo.text.media.sounds import SoundProcessor, cut_qwen2, cut_ultravox, cut_voxtral
 
 
@@ -14,18 +15,11 @@ def sound_processor(
 ) -> SoundProcessor | None:
     """The processor of a model with this config.json; None: it hears nothing.
 
-    `settings`: of the feature extractor, `sound_settings`. `token_id`: of a special token's text.
+    `settings`: of the feature extractor, `files.sound_settings`. `token_id`: of a special token's text.
     """
     names = config.get("architectures") or ["?"]
     make = _PROCESSORS.get(str(names[0]))
     return None if make is None else make(config, settings, token_id)
-
-
-def sound_settings(processor: Mapping[str, Any] | None, preprocessor: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Of a feature extractor, from what processor_config.json and preprocessor_config.json hold, as far as they are
-    there: the newer form has them in the former."""
-    found = (processor or {}).get("feature_extractor")
-    return found if isinstance(found, Mapping) else preprocessor or {}
 
 
 #: Tokens that vocabularies have and texts do not: the first stands for rows of a sound where none is named.
@@ -61,14 +55,6 @@ def _ultravox(
     )
 
 
-def _audio_id(config: Mapping[str, Any], token_id: Callable[[str], int | None], text: str) -> int:
-    for key in ("audio_token_id", "audio_token_index"):
-        if isinstance(config.get(key), int):
-            return int(config[key])
-    found = token_id(text)
-    return -1 if found is None else found
-
-
 def _qwen2_audio(
     config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
 ) -> SoundProcessor:
@@ -77,7 +63,7 @@ def _qwen2_audio(
         placeholder="<|AUDIO|>",
         mark="<|audio_bos|><|AUDIO|><|audio_eos|>",
         row_text="<|AUDIO|>",
-        row_id=_audio_id(config, token_id, "<|AUDIO|>"),
+        row_id=row_id(config, "audio", token_id, "<|AUDIO|>"),
         merge=2,
         cut=cut_qwen2,
         channels=_of_encoder(config, "num_mel_bins", 128),
@@ -92,7 +78,7 @@ def _voxtral(
         settings,
         placeholder="[AUDIO]",
         row_text="[AUDIO]",
-        row_id=_audio_id(config, token_id, "[AUDIO]"),
+        row_id=row_id(config, "audio", token_id, "[AUDIO]"),
         merge=_of_encoder(config, "intermediate_size", 5120) // _of_encoder(config, "hidden_size", 1280),
         cut=cut_voxtral,
         around=("[BEGIN_AUDIO]", ""),

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from octavo.base.errors import CheckpointError, InvalidRequest
+from octavo.base.errors import CheckpointError
 from octavo.base.media import PreparedMedia
 from octavo.text.media import images
-
-_BICUBIC = 3
 
 
 class SquareProcessor:
@@ -69,16 +67,18 @@ class SquareProcessor:
         return (side, side) if side is not None else (found["height"], found["width"])
 
     def image(self, pixels: np.ndarray, options: Mapping[str, Any]) -> PreparedMedia:
-        for name in options:
-            if name != "detail":  # there is one size alone
-                raise InvalidRequest(f"The model's image processor has no option `{name}`.", "mm_processor_kwargs")
+        images.check_options(options)
         return self.pictures([pixels], self.picture_text)
 
     @property
     def picture_text(self) -> str:
         """What stands for one picture."""
+        return self.rows_text(self._num_rows)
+
+    def rows_text(self, rows: int) -> str:
+        """As `processor.RowsProcessor`."""
         before, behind = self._around
-        return f"{before}{self.row_text * self._num_rows}{behind}"
+        return f"{before}{self.row_text * rows}{behind}"
 
     def pictures(self, parts: Sequence[np.ndarray], text: str) -> PreparedMedia:
         """An image that the tower sees as several pictures. `text`: with a `picture_text` for each."""
@@ -104,7 +104,7 @@ class SquareProcessor:
 
     @property
     def _resample(self) -> int:
-        return int(self._settings.get("resample", _BICUBIC))
+        return int(self._settings.get("resample", images.BICUBIC))
 
     def _resized_size(self, height: int, width: int) -> tuple[int, int]:
         size = self._settings.get("size", self._height)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 from octavo.base.errors import CheckpointError
 from octavo.text.media import images
+from octavo.text.media.files import OPENING, row_id
 from octavo.text.media.fuyu import FuyuProcessor
 from octavo.text.media.gemma3 import Gemma3Processor
 from octavo.text.media.idefics3 import Idefics3Processor
@@ -32,10 +33,6 @@ _TOWERS: dict[str, tuple[int, int]] = {  # image, patch
 }
 
 
-#: In the settings: the text of the tokens that every text begins with.
-OPENING: Final = "octavo_opening"
-
-
 def media_processor(
     config: Mapping[str, Any],
     settings: Mapping[str, Any],
@@ -44,30 +41,14 @@ def media_processor(
 ) -> MediaProcessor | None:
     """The processor of a model with this config.json; None: it reads text alone.
 
-    `settings`: of the image processor, `image_settings`, and `OPENING`. `token_id`: of a special token's text.
-    `video`: the settings of the video processor, `video_settings`; None: those of a family.
+    `settings`: of the image processor, `files.image_settings`, and `OPENING`. `token_id`: of a special token's text.
+    `video`: the settings of the video processor, `files.video_settings`; None: those of a family.
     """
     names = config.get("architectures") or ["?"]
     if video is not None:
         settings = {**settings, _VIDEO: video}
     make = _PROCESSORS.get(str(names[0]))
     return None if make is None else make(config, settings, token_id)
-
-
-def video_settings(
-    processor: Mapping[str, Any] | None, video: Mapping[str, Any] | None, preprocessor: Mapping[str, Any] | None
-) -> Mapping[str, Any]:
-    """Of a video processor, from what processor_config.json, video_preprocessor_config.json and
-    preprocessor_config.json hold, as far as they are there: older files have those of pictures alone."""
-    found = (processor or {}).get("video_processor")
-    return found if isinstance(found, Mapping) else video or preprocessor or {}
-
-
-def image_settings(processor: Mapping[str, Any] | None, preprocessor: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Of an image processor, from what processor_config.json and preprocessor_config.json hold, as far as they are
-    there: the newer form has them in the former."""
-    found = (processor or {}).get("image_processor")
-    return found if isinstance(found, Mapping) else preprocessor or {}
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,11 +62,7 @@ def _side(found: Any) -> int:
 
 
 def _placeholder_id(config: Mapping[str, Any], token_id: Callable[[str], int | None], text: str) -> int:
-    for key in ("image_token_id", "image_token_index"):
-        if isinstance(config.get(key), int):
-            return int(config[key])
-    found = token_id(text)
-    return -1 if found is None else found
+    return row_id(config, "image", token_id, text)
 
 
 def _llava(
@@ -124,12 +101,10 @@ def _qwen2_vl(
     config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None], **more: Any
 ) -> MediaProcessor:
     tower = config.get("vision_config") or {}
-    video_id = config.get("video_token_id")
-    found = token_id("<|video_pad|>") if video_id is None else int(video_id)
     return QwenVideoProcessor(
         {key: value for key, value in settings.items() if key != _VIDEO},
         video=settings.get(_VIDEO) or {},
-        video_id=-1 if found is None else found,
+        video_id=row_id(config, "video", token_id, "<|video_pad|>"),
         frames=int(tower.get("temporal_patch_size", 2)),
         placeholder_id=_placeholder_id(config, token_id, QWEN_IMAGE),
         patch_size=int(tower.get("patch_size", 14)),
@@ -178,6 +153,7 @@ def _glm4v(
         mixed=mixed_by_cubics,
         grows=True,
         placeholder=placeholder,
+        marks=("<|begin_of_image|>", "<|end_of_image|>"),
     )
 
 

@@ -8,11 +8,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from octavo.base.errors import CheckpointError, InvalidRequest
+from octavo.base.errors import CheckpointError
 from octavo.base.media import PreparedMedia
 from octavo.text.media import images
 
-_BILINEAR: Final = 2
 #: Of Llama 4: what stands for a row, and around and between the tiles.
 _ROW: Final = "<|patch|>"
 _BEGIN, _END, _WHOLE = "<|image_start|>", "<|image_end|>", "<|image|>"
@@ -80,13 +79,11 @@ class MllamaProcessor:
         self._side, self._patch_size, self._most = tile_side(settings, image_size), patch_size, most_tiles
         if (found := settings.get("max_image_tiles") or most_tiles) != most_tiles:
             raise CheckpointError(f"The image processor makes {found} tiles, and the tower sees {most_tiles}.")
-        self._resample = int(settings.get("resample", _BILINEAR))
+        self._resample = int(settings.get("resample", images.BILINEAR))
         self._levels = images.levels(settings, images.HALF, images.HALF)
 
     def image(self, pixels: np.ndarray, options: Mapping[str, Any]) -> PreparedMedia:
-        for name in options:
-            if name != "detail":
-                raise InvalidRequest(f"The model's image processor has no option `{name}`.", "mm_processor_kwargs")
+        images.check_options(options)
         most = 1 if options.get("detail") == "low" else self._most
         height, width = pixels.shape[:2]
         grid = best_grid(height, width, self._side, most)
@@ -115,18 +112,11 @@ class Llama4Processor:
         if settings.get("resize_to_max_canvas"):
             raise CheckpointError("The image processor's `resize_to_max_canvas` is not implemented: set it to false.")
         self._most = int(settings.get("max_patches") or 16)
-        self._resample = int(settings.get("resample", _BILINEAR))
+        self._resample = int(settings.get("resample", images.BILINEAR))
         self._levels = images.levels(settings, images.HALF, images.HALF, rounded=images.bfloat16)
 
     def image(self, pixels: np.ndarray, options: Mapping[str, Any]) -> PreparedMedia:
-        for name, value in options.items():
-            is_count = name == "max_patches" and type(value) is int and 0 < value <= _MOST
-            if not is_count and name != "detail":
-                raise InvalidRequest(
-                    f"The model's image processor has no option `{name}` with this value. It has `max_patches` (tiles, "
-                    f"1 to {_MOST}).",
-                    "mm_processor_kwargs",
-                )
+        images.check_options(options, _is_option, f"`max_patches` (tiles, 1 to {_MOST})")
         most = 1 if options.get("detail") == "low" else int(options.get("max_patches", self._most))
         height, width = pixels.shape[:2]
         lines, columns = best_grid(height, width, self._side, most)
@@ -147,3 +137,7 @@ class Llama4Processor:
         tile = _ROW * rows
         of_tiles = (_NEXT.join([tile] * columns) + _LINE) * lines if len(tiles) > 1 else ""
         return images.prepared("image", arrays, rows * len(tiles), f"{_BEGIN}{of_tiles}{_WHOLE}{tile}{_END}")
+
+
+def _is_option(name: str, value: Any) -> bool:
+    return name == "max_patches" and type(value) is int and 0 < value <= _MOST

@@ -40,18 +40,20 @@ def render_conversation(
     *,
     simplify: bool = False,
     media: Mapping[str, str] | None = None,
+    shown_media: Mapping[str, str] | None = None,
     **options: Any,
 ) -> str:
     """The prompt's text. `options` are those of `ChatTemplate.render`. Raises `InvalidRequest`.
 
     `simplify`: where the template refuses the messages, it is given ever simpler ones that say the same. `media`: kind
-    of mark -> its placeholder; None: the model takes text only.
+    of mark -> its placeholder; None: the model takes text only. `shown_media`: with what the model's templates
+    write around it.
     """
     as_parts = (template.content_format if content_format == "auto" else content_format) == "openai"
     marked = bool(media) and any(map(_has_marks, messages))
 
     def shown(messages: Sequence[Message], with_marks: bool) -> str:
-        form = _Form(template, as_parts, media, with_marks)
+        form = _Form(template, as_parts, media, {**(media or {}), **(shown_media or {})}, with_marks)
         return template.render([_shown(m, f"messages[{i}]", form) for i, m in enumerate(messages)], **options)
 
     def rendered(messages: Sequence[Message]) -> str:
@@ -77,11 +79,12 @@ def render_conversation(
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """How a template sees contents. `with_marks`: media are parts of their own; else their placeholders are text."""
+    """How a template sees contents. `with_marks`: media are parts of their own; else text, as `shown` has it."""
 
     template: ChatTemplate
     as_parts: bool
     media: Mapping[str, str] | None
+    shown: Mapping[str, str]
     with_marks: bool
 
 
@@ -97,7 +100,7 @@ def _shown(message: Message, path: str, form: _Form) -> dict[str, Any]:
     new = dict(message)  # in its order, which templates that print a message whole would show
     parts = _parts(message.get("content"), f"{path}.content", form.media)
     if not form.with_marks:
-        parts = _with_placeholders(parts, form.media or {})
+        parts = _with_placeholders(parts, form)
     if not form.as_parts:
         new["content"] = "\n".join(map(str, parts))
     elif isinstance(message.get("content"), list) or (not template.accepts_strings and parts):
@@ -134,20 +137,21 @@ def _is_mark(part: object) -> bool:
     return isinstance(part, Mapping) and len(part) == 1 and part.get("type") in _MARKS
 
 
-def _with_placeholders(parts: Sequence[str | _Mark], media: Mapping[str, str]) -> list[str | _Mark]:
-    """Texts alone: a placeholder on a line of its own for each mark, before the text, as the models were trained; but
-    where the text has some, its author has chosen their places."""
+def _with_placeholders(parts: Sequence[str | _Mark], form: _Form) -> list[str | _Mark]:
+    """Texts alone: a medium stands on its own line, before the text, as the models were trained; but where the text
+    has placeholders, its author has chosen their places."""
     texts = [part for part in parts if not isinstance(part, _Mark)]
     kinds = [part.kind for part in parts if isinstance(part, _Mark)]
     if not kinds:
         return list(texts)
+    media = form.media or {}
     written = {kind: sum(_count(text, media[kind]) for text in texts) for kind in set(kinds)}
     missing = []
     for kind in kinds:
         if written[kind] > 0:
             written[kind] -= 1
         else:
-            missing.append(media[kind])
+            missing.append(form.shown[kind])
     return ["\n".join([*missing, *texts])]
 
 

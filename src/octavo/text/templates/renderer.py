@@ -158,14 +158,15 @@ class Renderer:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         simplify: bool = False,
         media: Mapping[str, str] | None = None,
+        shown_media: Mapping[str, str] | None = None,
     ) -> str:
         """The text of a conversation's prompt. The template writes BOS itself.
 
         `chat_template` is the request's own template, or the name of one of the tokenizer's; whether requests may
         bring one is the caller's decision. `simplify`: where a template of the server refuses the messages, it is
         given ever simpler ones that say the same (`simpler.py`). `media`: kind of the marks in messages -> the model's
-        placeholder for it; None: the model takes text only. Raises `InvalidRequest` with the place of what is
-        wrong.
+        placeholder for it; None: the model takes text only. `shown_media`: the same with what the model's templates
+        write around it. Raises `InvalidRequest` with the place of what is wrong.
         """
         if not messages:
             raise InvalidRequest("`messages` must hold at least one message.", "messages")
@@ -179,7 +180,7 @@ class Renderer:
             "kwargs": kwargs,
         }
         if media is not None:
-            options["media"] = dict(media)
+            options |= {"media": dict(media), "shown_media": dict(shown_media or {})}
         if chat_template is not None and chat_template not in self._own_templates:
             return self._render_apart(chat_template, messages, options)
         template = self._template(chat_template, bool(tools))
