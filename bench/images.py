@@ -33,7 +33,7 @@ from octavo.device.cpu import CPUDevice
 from octavo.models.loader import load_model
 from octavo.ops.table import bind
 from octavo.text.media.table import image_settings, media_processor
-from octavo.wire.step import SchedulerOutput
+from octavo.wire.step import MediaPart, SchedulerOutput
 from octavo.worker.media import MediaEncoder
 from seeing.compose import compose
 
@@ -92,7 +92,7 @@ def encode(directory: Path, args: argparse.Namespace) -> None:
     seconds: dict[str, list[float]] = {}
     for number in range(args.rounds + 1):
         item = item_of(directory, any_picture(number))
-        plan = SchedulerOutput([], [], {}, [], 0, number, media_encoded=[item])
+        plan = SchedulerOutput([], [], {}, [], 0, number, media_encoded=[MediaPart(item.digest, item)])
         start = time.perf_counter()
         encoder.apply(plan)
         if number:

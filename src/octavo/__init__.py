@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from octavo.base.errors import OctavoError, RequestError, ServerError, StartupError
     from octavo.base.params import BeamParams, GuidedDecodingParams, SamplingParams, StructuredOutputsParams
-    from octavo.offline.llm import LLM, CompletionOutput, LoRARequest, RequestOutput
+    from octavo.offline.llm import LLM, CompletionOutput, LoRARequest, PromptAdapterRequest, RequestOutput
 
 __version__ = "0.1.0"
 
@@ -22,6 +22,7 @@ __all__ = [
     "GuidedDecodingParams",
     "LoRARequest",
     "OctavoError",
+    "PromptAdapterRequest",
     "RequestError",
     "RequestOutput",
     "SamplingParams",
@@ -37,6 +38,7 @@ _HOMES = {
     "GuidedDecodingParams": "octavo.base.params",
     "LoRARequest": "octavo.offline.llm",
     "OctavoError": "octavo.base.errors",
+    "PromptAdapterRequest": "octavo.offline.llm",
     "RequestError": "octavo.base.errors",
     "RequestOutput": "octavo.offline.llm",
     "SamplingParams": "octavo.base.params",

@@ -33,7 +33,7 @@ def client(server: ServerProcess) -> OpenAI:
 
 def test_what_is_said_and_when(client: OpenAI, speech_clip: Path) -> None:
     reply = client.audio.transcriptions.create(
-        model="whisper", file=speech_clip, response_format="verbose_json", timestamp_granularities=["segment"]
+        model="whisper", file=speech_clip, response_format="verbose_json", timestamp_granularities=["word", "segment"]
     )
     assert reply.text.startswith(BEGINNING) and reply.text.endswith(END)
     assert (reply.language, reply.duration) == ("english", pytest.approx(17.44))
@@ -42,6 +42,9 @@ def test_what_is_said_and_when(client: OpenAI, speech_clip: Path) -> None:
     assert segments[0].start == 0.0 and segments[-1].end == pytest.approx(17.44)
     assert all(a.start < a.end <= b.start for a, b in itertools.pairwise(segments))
     assert all(segment.no_speech_prob < 0.1 and segment.avg_logprob > -0.5 for segment in segments)
+    words = reply.words or []
+    assert " ".join(word.word for word in words) == reply.text
+    assert words[0].word == "The" and words[0].end == pytest.approx(0.24, abs=0.03)
     # In a stream the same, piece by piece.
     events = list(client.audio.transcriptions.create(model="whisper", file=speech_clip, stream=True))
     assert "".join(event.delta for event in events if event.type == "transcript.text.delta") == reply.text
@@ -58,7 +61,7 @@ def test_the_example(server: ServerProcess, speech_clip: Path) -> None:
 def test_what_cannot_be_is_refused_by_name(client: OpenAI, speech_clip: Path) -> None:
     for options, param in (
         ({"language": "de"}, "language"),
-        ({"timestamp_granularities": ["word"], "response_format": "verbose_json"}, "timestamp_granularities[]"),
+        ({"timestamp_granularities": ["word"]}, "timestamp_granularities[]"),
         ({"response_format": "srt", "stream": True}, "response_format"),
         ({"response_format": "diarized_json"}, "response_format"),
         ({"temperature": 3.0}, "temperature"),

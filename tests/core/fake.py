@@ -97,6 +97,7 @@ class FakeExecutor:
         self.slots: dict[int, dict] = {}
         self.swapped: dict[int, list[list[int]]] = {}  # request id -> the blocks that the host keeps
         self.media: set[bytes] = set()  # digests of the items whose rows it keeps
+        self.under_way: tuple[bytes, int] | None = None  # an item that is encoded in part, and how far
         self.errors: dict[int, str] = {}
         self.asleep = 0
 
@@ -122,6 +123,7 @@ class FakeExecutor:
         """The worker forgets everything."""
         self.asleep = level
         self.pool, self.slots, self.swapped, self.media = [], {}, {}, set()
+        self.under_way = None
 
     def wake_up(self) -> None:
         self.asleep = 0
@@ -139,8 +141,7 @@ class FakeExecutor:
             kept = [swapped[place] for place in places]
             for block, tokens in zip(blocks, kept, strict=True):
                 self.pool[block] = list(tokens)
-        self.media -= set(plan.media_dropped)
-        self.media |= {item.digest for item in plan.media_encoded}
+        self._encode(plan)
         for slot in plan.finished_slots:
             self.slots.pop(slot, None)
         for new in plan.new_requests:
@@ -160,6 +161,25 @@ class FakeExecutor:
         for slot, count in plan.num_scheduled_tokens.items():
             self._compute(slot, count, result)
         return result
+
+    def _encode(self, plan: SchedulerOutput) -> None:
+        """One item at a time is under way, goes on from where it was, and has no rows before its end."""
+        self.media -= set(plan.media_dropped)
+        if self.under_way is not None and self.under_way[0] in plan.media_dropped:
+            self.under_way = None
+        for part in plan.media_encoded:
+            if part.item is not None:
+                assert part.item.digest == part.digest and part.digest not in self.media
+                assert self.under_way is None or not part.item.size, "another is under way"
+                done = 0
+            else:
+                assert self.under_way is not None and self.under_way[0] == part.digest, "it was never begun"
+                done, self.under_way = self.under_way[1], None
+            assert part.end is None or part.end > done
+            if part.end is None:
+                self.media.add(part.digest)
+            else:
+                self.under_way = part.digest, part.end
 
     def _compute(self, slot: int, count: int, result: ModelRunnerOutput) -> None:
         state, size = self.slots[slot], self.info.block_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from queue import SimpleQueue
 
+import msgspec
 import pytest
 
 from core.fake import info
@@ -30,7 +31,7 @@ class Files:
         if path == "a bug":
             raise KeyError(path)
         self.kept.add(key)
-        return AdapterInfo()
+        return AdapterInfo(num_virtual_tokens=3 if path == "3 rows" else 0)
 
     def drop_adapter(self, key: str) -> None:
         self.kept.discard(key)
@@ -39,13 +40,15 @@ class Files:
 class Kept:
     """`KeptAdapters` with its inbox, and what it told."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, most_prompts: int = 0) -> None:
         self.files, self.inbox, self.in_use = Files(), SimpleQueue[AdapterRead](), set[str]()
         self.told: list[tuple[int, str | None]] = []
-        self.all = KeptAdapters(self.files, self.inbox.put, most, lambda: self.in_use)  # type: ignore[arg-type]
+        self.all = KeptAdapters(
+            self.files, self.inbox.put, most, lambda: self.in_use, most_prompts  # type: ignore[arg-type]
+        )  # fmt: skip
 
-    def wait(self, key: str, number: int, path: str = "") -> None:
-        self.all.wait(key, path, number, lambda error: self.told.append((number, error)))
+    def wait(self, key: str, number: int, path: str = "", *, is_prompt: bool = False) -> None:
+        self.all.wait(key, path, number, lambda error: self.told.append((number, error)), is_prompt=is_prompt)
 
     def read(self) -> None:
         """Take in what one thread has read."""
@@ -90,6 +93,29 @@ def test_the_one_used_longest_ago_goes_unless_it_is_in_use() -> None:
     kept.all.read_more()
     kept.read()
     assert kept.files.kept == {"a", "d"} and kept.told[-1] == (4, None)
+
+
+def test_each_kind_has_places_of_its_own() -> None:
+    kept = Kept(1, most_prompts=1)
+    for number, key in enumerate("ap"):
+        kept.wait(key, number, is_prompt=key == "p")
+        kept.read()
+    assert kept.files.kept == {"a", "p"}
+    kept.in_use = {"a"}
+    kept.wait("b", 2)  # waits for a's place, and a prompt adapter does not wait behind it
+    kept.wait("q", 3, is_prompt=True)
+    kept.read()
+    assert kept.files.kept == {"a", "q"} and kept.all.waiting_requests == [2]
+
+
+def test_an_adapter_that_has_other_rows_than_it_had_is_told() -> None:
+    kept = Kept(1, most_prompts=1)
+    kept.wait("p", 1, "3 rows", is_prompt=True)
+    kept.read()
+    params = SamplingParams()
+    assert kept.all.change(AddRequest(1, [1], params, adapter="p", num_virtual_tokens=3)) is None
+    changed = AddRequest(1, [1], params, adapter="p", adapter_path="/p", num_virtual_tokens=2)
+    assert kept.all.change(changed) == "/p: it has 3 virtual tokens, and had 2 when it was loaded"
 
 
 def test_an_adapter_that_is_retired_goes_when_nobody_uses_it() -> None:
@@ -146,6 +172,21 @@ def test_requests_share_the_slot_of_their_adapter_and_wait_for_one() -> None:
     while scheduler.has_work:
         finish(scheduler, plan)
         plan = scheduler.schedule()
+
+
+def test_each_kind_has_slots_of_its_own() -> None:
+    scheduler = Scheduler(EngineConfig(), info(max_loras=1, max_prompt_adapters=1))
+    for number, (adapter, count) in enumerate([("a", 0), ("p", 1), ("", 0), ("p", 1), ("q", 2), ("a", 0)]):
+        added = msgspec.structs.replace(message(number, adapter), num_virtual_tokens=count)
+        assert scheduler.add(added) is None
+    plan = scheduler.schedule()
+    assert plan.adapters_placed == [(0, "a")] and plan.prompts_placed == [(0, "p")]
+    slots = {new.request_id: (new.adapter_slot, new.prompt_slot, new.num_virtual_tokens) for new in plan.new_requests}
+    assert slots == {0: (0, -1, 0), 1: (-1, 0, 1), 2: (-1, -1, 0), 3: (-1, 0, 1)}
+    assert {new.request_id: new.num_prompt_tokens for new in plan.new_requests} == {0: 3, 1: 4, 2: 3, 3: 4}
+    scheduler.fail_step(plan, "out of memory")
+    plan = scheduler.schedule()
+    assert plan.prompts_placed == [(0, "q")] and plan.adapters_placed == [(0, "a")]
 
 
 def test_an_adapter_of_a_step_that_failed_is_placed_again() -> None:

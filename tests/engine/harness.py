@@ -12,7 +12,15 @@ from typing import Any
 
 import msgspec
 
-from octavo.base.config import CacheConfig, EngineConfig, LoraConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from octavo.base.config import (
+    CacheConfig,
+    EngineConfig,
+    LoraConfig,
+    ModelConfig,
+    ParallelConfig,
+    PromptAdapterConfig,
+    SchedulerConfig,
+)
 from octavo.base.params import SamplingParams
 from octavo.core.drafts import Drafter
 from octavo.core.grammar.structured import LLGuidanceCompiler, Matcher, StructuredOutputs
@@ -33,6 +41,7 @@ class Reply:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
     error: str | None = None
+    pooled: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -48,7 +57,12 @@ class Engine:
     """One loaded model. `run` may be called again and again; the KV cache keeps only stale values between runs."""
 
     def __init__(
-        self, model: Path, cache: dict[str, Any] | None = None, lora: LoraConfig | None = None, **model_options: Any
+        self,
+        model: Path,
+        cache: dict[str, Any] | None = None,
+        lora: LoraConfig | None = None,
+        prompts: PromptAdapterConfig | None = None,
+        **model_options: Any,
     ) -> None:
         self.config = EngineConfig(
             model=ModelConfig(model=str(model), **({"max_model_len": 2048} | model_options)),
@@ -56,6 +70,7 @@ class Engine:
             scheduler=SchedulerConfig(max_num_seqs=96, max_num_batched_tokens=512),
             parallel=ParallelConfig(num_threads=2),
             lora=lora or LoraConfig(),
+            prompt_adapter=prompts or PromptAdapterConfig(),
         )
         self.worker = Worker(self.config, lambda name, detail: None)
         self.info: EngineInfo = self.worker.load()
@@ -127,6 +142,7 @@ class Engine:
                 reply.prompt_logprobs += output.prompt_logprobs or []
                 reply.finish_reason = output.finish_reason
                 reply.error = output.error
+                reply.pooled = output.pooled
         stats = scheduler.stats()
         return Run(replies, stats.num_preemptions, stats.prefix_cache_hits, num_ahead, num_swapped)
 

@@ -55,3 +55,20 @@ def test_adapters_of_a_tower_are_refused_by_the_tensors_name(tmp_path: Path) -> 
         write_adapter(tmp_path / str(number), random_adapter(case.model, targets, 8, 1), 8)
         with pytest.raises(CheckpointError, match=r"tensor '.*(vision_tower|projector).*lora_A"):
             case.engine.worker.read_adapter("k", str(tmp_path / str(number)))
+
+
+def test_an_embedding_is_changed_where_inner_layers_take_rows_too(tmp_path: Path) -> None:
+    case = Case(tmp_path / "base", "qwen3-vl", lambda path: Engine(path, lora=LORA))
+    embedding, pictures = case.model.get_input_embeddings(), [pixels(24, 36, 1)]
+    rows, width = embedding.weight.shape
+    a, b = torch.randn(8, rows), 0.1 * torch.randn(width, 8)
+    name = "model.language_model.embed_tokens.lora_embedding"
+    write_adapter(tmp_path / "k", {f"{name}_A": a, f"{name}_B": b}, 8)
+    case.engine.worker.read_adapter("k", str(tmp_path / "k"))
+    ids, media = case.prompt(pictures)
+    asked = AddRequest(1, ids, request(0, ids, max_tokens=1, prompt_logprobs=0).params, media=media)
+    found = case.engine.run([with_adapter(asked, "k")]).replies[1]
+    embedding.weight = torch.nn.Parameter(embedding.weight.detach() + 2 * (b @ a).t())
+    expected = case.expected(ids, pictures)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    scores = torch.tensor([each.logprob for each in found.prompt_logprobs])
+    torch.testing.assert_close(scores, expected, rtol=2e-3, atol=5e-3)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from engine.harness import Reply, Run, request
+from engine.pieces import check_pieces
 from models.tower_cases import IMAGE
 from models.towers import Case
 from octavo.base.media import MediaItem, MediaTensor, place_media
@@ -67,6 +68,10 @@ def test_however_prompts_are_cut_and_however_little_room_there_is(
     case: Case, alone: dict[int, Reply], narrow: dict[str, int]
 ) -> None:
     check(case.engine.run(requests_under_test(case), scheduler=case.engine.scheduler(**narrow)), alone)
+
+
+def test_rows_do_not_depend_on_how_many_pieces_a_step_encodes(case: Case) -> None:
+    check_pieces(case.engine, case.prompt([pixels(20, 30, 1), pixels(41, 22, 2)])[1])
 
 
 def test_rows_and_blocks_of_earlier_requests(case: Case, alone: dict[int, Reply]) -> None:
@@ -129,3 +134,9 @@ def test_placeholders_without_a_picture_are_tokens_like_any_other(case: Case, tm
     assert place_media(ids, 1, []) == ()
     reply = case.engine.run([AddRequest(1, ids, request(1, ids, max_tokens=2).params)]).replies[1]
     assert reply.error is None and len(reply.token_ids) == 2
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl", "glm4v", "minicpm-v-4.6"])
+def test_rows_of_towers_with_windows_and_mixed_positions_do_not_depend_on_pieces(name: str, tmp_path: Path) -> None:
+    case = Case(tmp_path, name)
+    check_pieces(case.engine, case.prompt([pixels(41, 22, 2), pixels(20, 30, 1)])[1])

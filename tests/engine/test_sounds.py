@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from engine.harness import Reply, Run, request
+from engine.pieces import check_pieces
 from models.test_sound_towers import SOUND, Case, sound
 from octavo.wire.messages import AddRequest
 
@@ -63,6 +64,10 @@ def test_however_prompts_are_cut_and_however_little_room_there_is(
     case: Case, requests: list[AddRequest], alone: dict[int, Reply], narrow: dict[str, int]
 ) -> None:
     check(case.engine.run(requests, scheduler=case.engine.scheduler(**narrow)), alone)
+
+
+def test_rows_do_not_depend_on_how_many_pieces_a_step_encodes(case: Case, requests: list[AddRequest]) -> None:
+    check_pieces(case.engine, requests[2].media[:2])
 
 
 def test_rows_and_blocks_of_earlier_requests(case: Case, requests: list[AddRequest], alone: dict[int, Reply]) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers.models.whisper.generation_whisper import _median_filter
 
 from engine.harness import Engine, Reply
 from octavo.base.media import MediaTensor
-from octavo.base.params import SamplingParams, SpeechRules
+from octavo.base.params import SamplingParams, SpeechAlignment, SpeechRules
 from octavo.wire.messages import AddRequest
-from octavo.worker.speech import apply_rules, forbidden_ids
+from octavo.worker.encoder import EncoderRunner
+from octavo.worker.speech import apply_rules, listed_ids
 from support.tiny_whisper import (
     CHANNELS,
     END,
@@ -24,7 +26,6 @@ from support.tiny_whisper import (
     ROWS,
     START,
     TRANSCRIBE,
-    VOCAB,
     logits_of,
     make_whisper,
     random_frames,
@@ -77,22 +78,21 @@ def test_greedy_tokens_and_their_probabilities_are_those_of_transformers(both: t
         torch.testing.assert_close(found, rows.max(-1).values, rtol=1e-4, atol=1e-4)
 
 
-def test_speech_is_held_to_its_rules_and_the_first_score_is_that_of_silence(both: tuple[Any, Engine]) -> None:
+def test_speech_is_held_to_its_rules_and_the_first_score_has_silence_beside_it(both: tuple[Any, Engine]) -> None:
     model, engine = both
     asked = requests(speech=RULES)
     replies = run(engine, asked)
     for request in asked:
         reply, prompt = replies[request.request_id], request.prompt_token_ids
         logits = logits_of(model, random_frames(request.request_id), [*prompt, *reply.token_ids])[len(prompt) - 1 :]
-        assert reply.logprobs[0].logprob == pytest.approx(float(logits[0].log_softmax(-1)[NO_SPEECH]), abs=1e-4)
+        [silence] = reply.logprobs[0].top_logprobs
+        assert silence == pytest.approx(float(logits[0].log_softmax(-1)[NO_SPEECH]), abs=1e-4)
+        assert reply.logprobs[0].top_ids == [NO_SPEECH]
         for i, token in enumerate(reply.token_ids):
             row = logits[i].clone()
-            forbidden = forbidden_ids(RULES, np.array(reply.token_ids[:i], np.int32), VOCAB)
-            apply_rules(row, RULES, torch.from_numpy(forbidden.astype(np.int64)), i)
+            apply_rules(row, RULES, np.array(reply.token_ids[:i], np.int32), torch.from_numpy(listed_ids(RULES)))
             assert token == int(row.argmax())
-            if i:
-                found = reply.logprobs[i].logprob
-                assert found == pytest.approx(float(row.log_softmax(-1)[token]), abs=1e-4)
+            assert reply.logprobs[i].logprob == pytest.approx(float(row.log_softmax(-1)[token]), abs=1e-4)
         assert reply.token_ids[0] in RULES.first[0] and reply.token_ids[1] == TRANSCRIBE
         assert reply.token_ids[2] >= FIRST_TIME
 
@@ -110,6 +110,51 @@ def test_the_same_text_in_any_company(both: tuple[Any, Engine], params: dict[str
         assert run(engine, [request]) == {request.request_id: replies[request.request_id]}
     assert run(engine, asked, per_step=1) == replies
     assert run(engine, asked, max_num_batched_tokens=8, max_num_prefill_tokens=5) == replies
+
+
+ALIGNMENT = SpeechAlignment(heads=((1, 0), (2, 1), (1, 1)), first_token=1, num_rows=ROWS - 3, smoothing=5)
+
+
+def test_when_it_was_said_is_where_the_heads_look(both: tuple[Any, Engine]) -> None:
+    model, engine = both
+    asked = requests(max_tokens=1, logprobs=None, alignment=ALIGNMENT)[1:]
+    replies = run(engine, [*asked, *requests(1)])
+    for request in asked:
+        ids = request.prompt_token_ids
+        with torch.no_grad():
+            seen = model(
+                input_features=torch.from_numpy(random_frames(request.request_id).T.copy())[None],
+                decoder_input_ids=torch.tensor([ids]),
+                output_attentions=True,
+            ).cross_attentions
+        weights = torch.stack([seen[layer][:, head, 1:, : ROWS - 3] for layer, head in ALIGNMENT.heads], 1)
+        spread, mean = torch.std_mean(weights, dim=-2, correction=0, keepdim=True)
+        expected = _median_filter((weights - mean) / spread, ALIGNMENT.smoothing).mean(1)[0]
+        reply = replies[request.request_id]
+        assert reply.finish_reason == "stop" and reply.token_ids == [] and reply.pooled is not None
+        found = torch.from_numpy(np.frombuffer(reply.pooled, np.float32).reshape(len(ids) - 1, ROWS - 3).copy())
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    # Alone, and in steps of a few tokens, the same bit for bit.
+    assert run(engine, asked[-1:]) == {asked[-1].request_id: replies[asked[-1].request_id]}
+    assert run(engine, [*asked, *requests(1)], max_num_batched_tokens=8, max_num_prefill_tokens=5) == replies
+
+
+def test_a_sound_that_is_asked_for_again_is_not_encoded_again(
+    both: tuple[Any, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, engine = both
+    lens, encode = [], EncoderRunner.run
+
+    def counted(self: EncoderRunner, given: list[int], **inputs: Any) -> torch.Tensor:
+        lens.append(len(given))
+        return encode(self, given, **inputs)
+
+    monkeypatch.setattr(EncoderRunner, "run", counted)
+    sound = {"encoder_token_ids": [0] * ROWS, "encoder_frames": tensor_of(random_frames(77))}
+    first, again = (AddRequest(i, [START], SamplingParams(temperature=0.0, max_tokens=4), **sound) for i in range(2))
+    replies = run(engine, [first, again])
+    assert lens == [1, 1], "two of a step: one sound, by its two programs"
+    assert run(engine, [again])[1] == replies[0] == replies[1] and len(lens) == 2
 
 
 def test_frames_of_another_shape_are_refused(both: tuple[Any, Engine]) -> None:

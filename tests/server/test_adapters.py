@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from octavo.base.errors import ServerError
+from octavo.base.config import AdaptersConfig
+from octavo.base.errors import CheckpointError, ServerError
+from octavo.served.adapters import load_modules
 from support.server_fakes import MODEL, Family, Server, engine_info, make_server
 
 KEY = {"authorization": "Bearer boss"}
@@ -135,10 +138,79 @@ def test_an_adapter_comes_and_goes_in_all_processes_under_one_key(paths: dict[st
 def test_an_adapter_that_one_process_cannot_serve_is_served_by_none(paths: dict[str, str]) -> None:
     one, other = (make_server(takes_adapters=True, admin_api_key="boss", siblings=each) for each in Family(2).members)
 
-    async def refuse(key: str, path: str) -> None:
+    async def refuse(key: str, path: str, *, is_prompt: bool = False) -> None:
         raise ServerError("there is not enough memory")
 
     other.engine.load_adapter = refuse  # type: ignore[method-assign]
     assert "not enough memory" in load(one, "sql", paths["sql"]).error["message"]
     assert one.engine.adapters == {} and one.complete(model="sql").status == 404
     assert load(one, "damaged", paths["damaged"]).status == 400
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> dict[str, str]:
+    found = {}
+    for name, kind in {"rows": "PROMPT_TUNING", "more": "P_TUNING", "weights": "LORA"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(f'{{"peft_type": "{kind}"}}')
+        found[name] = str(tmp_path / name)
+    return found
+
+
+def test_prompt_adapters_are_known_by_their_files(prompts: dict[str, str]) -> None:
+    server = make_server(takes_adapters=True, admin_api_key="boss")
+    assert load(server, "rows", prompts["rows"]).body == b"Success: prompt adapter 'rows' added successfully."
+    assert load(server, "weights", prompts["weights"]).body == b"Success: LoRA adapter 'weights' added successfully."
+    assert load(server, "more", prompts["more"]).status == 200
+    cards = {card["id"]: card for card in server.get("/v1/models").json()["data"]}
+    assert list(cards)[-3:] == ["weights", "rows", "more"] and cards["rows"]["parent"] == MODEL
+    for name, expected in (("rows", 6), ("more", 6), ("weights", 0), (MODEL, 0)):
+        assert server.complete(model=name).status == 200
+        assert server.engine.requests[-1].num_virtual_tokens == expected
+    gone = server.post("/v1/unload_lora_adapter", {"lora_name": "rows"}, KEY)
+    assert gone.body == b"Success: prompt adapter 'rows' removed successfully."
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/messages/count_tokens", {"messages": MESSAGES}),
+        ("/v1/responses/input_tokens", {"input": "a"}),
+        ("/v1/chat/completions/input_tokens", {"messages": MESSAGES}),
+    ],
+)
+def test_virtual_tokens_are_counted(path: str, body: dict[str, Any], prompts: dict[str, str]) -> None:
+    server = make_server(takes_adapters=True, admin_api_key="boss")
+    assert load(server, "rows", prompts["rows"]).status == 200
+    counts = [server.post(path, {"model": name, **body}).json()["input_tokens"] for name in (MODEL, "rows")]
+    assert counts[1] == counts[0] + 6
+
+
+def test_virtual_tokens_take_room(prompts: dict[str, str]) -> None:
+    server = make_server(takes_adapters=True, admin_api_key="boss")
+    assert load(server, "rows", prompts["rows"]).status == 200
+    longest = server.get("/v1/models").json()["data"][0]["max_model_len"]
+    for name, room in ((MODEL, longest - 3), ("rows", longest - 9)):
+        body = {"model": name, "prompt": "abc", "max_tokens": room}
+        assert server.post("/v1/completions", body).status == 200
+        assert server.post("/v1/completions", body | {"max_tokens": room + 1}).status == 400
+        cut = {"model": name, "prompt": "a" * longest, "max_tokens": 5, "truncate_prompt_tokens": -1}
+        assert server.post("/v1/completions", cut).status == 200
+        asked = server.engine.requests[-1]
+        assert asked.num_prompt_tokens == longest - 5
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "message"),
+    [
+        ("lora_modules", "rows", "--lora-modules a: .* is not a LoRA adapter: its peft_type is PROMPT_TUNING"),
+        ("prompt_adapters", "weights", "--prompt-adapters a: .* is not a prompt adapter: its peft_type is LORA"),
+    ],
+)
+def test_an_adapter_of_another_kind_than_it_is_named_for_ends_the_start(
+    flag: str, name: str, message: str, prompts: dict[str, str]
+) -> None:
+    adapters = make_server(takes_adapters=True).model.adapters
+    config = AdaptersConfig(**{flag: ["a=" + prompts[name]]})
+    with pytest.raises(CheckpointError, match=message):
+        asyncio.run(load_modules(adapters, config))

@@ -41,7 +41,7 @@ class Batch:
         config = server.state.config
         results = ResultFile(self.output)
         parser = LineParser(config.max_body_bytes, config.max_json_depth)
-        paths = [route.path for route in routes(server.state) if route.body is not None]
+        paths = [route.path for route in routes(server.state) if (route.body or route.form) is not None]
         runner = BatchRunner(server.app, server.state, paths, parser=parser, results=results, window=window)
 
         async def main() -> None:

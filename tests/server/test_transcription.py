@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
+import json
 import wave
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from octavo.served.transcription import Piece, Sound, SpeechWishes, Transcriber,
 from octavo.server.openai.subtitles import srt, vtt
 from octavo.text.speech import SpeechVocabulary
 from octavo.wire.messages import TokenLogprobs
+from server.test_batch import Batch
 from support.server_fakes import ByteTokenizer, FakeEngine, PlainRenderer, ServerConfig, engine_info, make_server
 
 END, START, ENGLISH, GERMAN, TRANSCRIBE, TRANSLATE, PREVIOUS, SILENCE, TIMES = (
@@ -46,7 +50,8 @@ def said(
     for token in tokens:
         ids += list(token.encode()) if isinstance(token, str) else [TIMES + token]
     ids.append(END)
-    scores = [TokenLogprobs(silence if i == 0 else logprob, 1, [], []) for i in range(len(ids))]
+    scores = [TokenLogprobs(logprob, 1, [], []) for _ in ids]
+    scores[0] = TokenLogprobs(-9.0, 1, [SILENCE], [silence])  # of a language, which counts for nothing
     return [GenerationDelta([CompletionDelta(0, "", ids, scores, "stop", None)], 1, 0, len(ids), True)]
 
 
@@ -136,35 +141,92 @@ def test_pieces_of_a_window(tokens: list[int], pieces: list[tuple[float, float, 
     assert [(start, end, len(ids)) for start, end, ids in found] == pieces and heard == num_heard
 
 
+def looks(ends: list[int], num_rows: int) -> list[GenerationDelta]:
+    """What the engine says of an alignment in which each row looks at where its token ends, until the next does."""
+    matrix = np.full((len(ends), num_rows), -1, np.float32)
+    for row, (start, end) in enumerate(zip(ends, [*ends[1:], num_rows], strict=True)):
+        matrix[row, start:end] = 1.0
+    return [GenerationDelta([CompletionDelta(0, "", [], None, "stop", None)], 1, 0, 0, True, pooled=matrix.tobytes())]
+
+
+def test_times_of_words() -> None:
+    # Tokens are bytes, and signs belong to words: "a" ends at 2, what stands behind it at 3 and 4, and so on.
+    windows = [said(0, "a, b", 8, 8, "(cd)", 12, 12, "e"), looks([0, 2, 3, 4, 5, 6, 7, 9, 10, 11, 13, 14, 15, 17], 20)]
+    windows += [said(0, "e", 6), looks([0, 2, 4], 8)]
+    pieces, requests, _ = heard(windows, 40, words=True)
+    words = [(word.word, round(word.start, 2), round(word.end, 2)) for piece in pieces for word in piece.words or ()]
+    assert words == [("a,", 0.0, 0.04), (" b", 0.06, 0.1), ("(cd)", 0.14, 0.22), ("e", 0.24, 0.28)]
+    first, aligned = requests[:2]
+    assert aligned.params.alignment is not None and aligned.encoder_frames == first.encoder_frames
+    assert (aligned.params.alignment.first_token, aligned.params.alignment.num_rows) == (3, 20)
+    assert aligned.prompt_token_ids[:3] == [START, ENGLISH, TRANSCRIBE]
+    assert aligned.prompt_token_ids[3:] == [
+        TIMES, *b"a, b", TIMES + 8, TIMES + 8, *b"(cd)", TIMES + 12, TIMES + 12, *b"e"
+    ]  # fmt: skip
+
+
 def test_a_window_in_which_nothing_is_heard_is_not_heard_for_ever() -> None:
     _, requests, _ = heard([said(0, "a", 0, 0) for _ in range(3)], 3)
     assert len(requests) == 3
 
 
 def test_subtitles() -> None:
-    piece = Piece(3661.5, 3662.04, " a --> b\n\nc", [], 0, 0.0, 0.0, 1.0, 0.0)
+    piece = Piece(3661.5, 3662.04, " a --> b\n\nc", [], 0, 0.0, 0.0, 1.0, 0.0, None)
     assert srt([piece]) == "1\n01:01:01,500 --> 01:01:02,040\na -> b c\n\n"
     assert vtt([piece]) == "WEBVTT\n\n01:01:01.500 --> 01:01:02.040\na -> b c\n\n"
 
 
-def test_a_file_becomes_frames() -> None:
+def wav(num_samples: int = 4000) -> bytes:
+    """Half a second, at 8 kHz."""
     target = io.BytesIO()
     with wave.open(target, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(8000)
-        file.writeframes((np.sin(np.arange(4000)) * 9000).astype("<i2").tobytes())
+        file.writeframes((np.sin(np.arange(num_samples)) * 9000).astype("<i2").tobytes())
+    return target.getvalue()
 
+
+def test_an_address_in_a_body_of_json_is_a_sound_too(tmp_path: Path) -> None:
+    answers = [said(0, "a", 20), looks([0, 2, 4], 20), said(0, "b", 5), looks([0, 1, 2], 5)]
+    script = iter([*answers, *answers])
+    server = make_server(lambda request: next(script), info=INFO, speech=VOCABULARY)
+    url = f"data:audio/wav;base64,{base64.b64encode(wav()).decode()}"
+    body = {"file_url": url, "response_format": "verbose_json", "timestamp_granularities": ["word"], "language": "en"}
+    reply = server.post("/v1/audio/transcriptions", body)
+    assert reply.status == 200 and reply.json()["text"] == "ab"
+    words = [{"word": "a", "start": 0.0, "end": 0.04}, {"word": "b", "start": 0.4, "end": 0.42}]
+    assert reply.json()["words"] == words
+    assert [segment["words"] for segment in reply.json()["segments"]] == [[words[0]], [words[1]]]
+    for fields, param in (
+        ({"file": url}, "file_url"),
+        ({"file_url": "ftp://x"}, "file_url"),
+        ({"file_url": "data:audio/wav;base64,AAAA"}, "file_url"),
+        ({"file_url": url, "language": "xx"}, "language"),
+    ):
+        reply = server.post("/v1/audio/transcriptions", fields)
+        assert (reply.status, reply.error["param"]) == (400, param)
+    # In a batch, where a text is a string of JSON.
+    line = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/audio/transcriptions", "body": body})
+    [result] = Batch(tmp_path, line).run(server)
+    assert result["response"]["body"]["words"] == words
+    script = iter([said(0, "a", 20), said(0, "b", 5)])
+    line = line.replace("verbose_json", "vtt").replace('["word"]', "null").replace('"a"', '"b"')
+    [_, result] = Batch(tmp_path, line).run(server)
+    assert result["response"]["body"].startswith("WEBVTT") and result["error"] is None
+
+
+def test_a_file_becomes_frames() -> None:
     async def run() -> tuple[Sound, Transcriber]:
         transcriber = Transcriber(VOCABULARY, FakeEngine(), ByteTokenizer(), PlainRenderer(), INFO, ServerConfig())
         try:
-            return await transcriber.sound(target.getvalue(), "file"), transcriber
+            return await transcriber.sounds.of_file(wav(), "file"), transcriber
         finally:
             await transcriber.close()
 
     sound, transcriber = asyncio.run(run())
     assert (sound.num_frames, sound.seconds) == (50, 0.5) and sound.frames.shape == (90, 4)
-    assert transcriber.stats.items["audio"] == 1 and transcriber.stats.num_bytes == len(target.getvalue())
+    assert transcriber.stats.items["audio"] == 1 and transcriber.stats.num_bytes == len(wav())
 
 
 def test_a_model_of_text_transcribes_nothing() -> None:

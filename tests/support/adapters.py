@@ -28,6 +28,26 @@ def write_adapter(path: Path, tensors: Mapping[str, Tensor], rank: int, **config
     return path
 
 
+def write_prompt_adapter(path: Path, rows: Tensor, **config: Any) -> Path:
+    """PEFT's prompt tuning: `rows` [tokens, width] in front of each prompt."""
+    path.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": len(rows),
+        "token_dim": rows.shape[1], "num_transformer_submodules": 1, **config,
+    }  # fmt: skip
+    (path / "adapter_config.json").write_text(json.dumps(settings))
+    save_file({"prompt_embeddings": rows.contiguous()}, path / "adapter_model.safetensors")
+    return path
+
+
+def logits_behind(model: Any, rows: Tensor, ids: list[int]) -> Tensor:
+    """[len(ids), vocabulary]: what PEFT's models with virtual tokens give behind `rows`."""
+    with torch.no_grad():
+        embedded = model.get_input_embeddings()(torch.tensor([ids]))
+        logits: Tensor = model(inputs_embeds=torch.cat([rows[None].to(embedded.dtype), embedded], 1)).logits
+    return logits[0, len(rows) :].float()
+
+
 def random_adapter(model: torch.nn.Module, targets: str, rank: int, seed: int) -> Tensors:
     """Matrices for all modules whose names match; a `Conv1D` of GPT-2 counts as the product that it is."""
     generator = torch.Generator().manual_seed(seed)

@@ -107,6 +107,7 @@ def make_directory(model: Path, tokenizer: Path, settings: dict[str, Any], targe
         "suppress_tokens": settings["suppress_ids"],
         "begin_suppress_tokens": settings["suppress_ids_begin"],
         "is_multilingual": not is_english,
+        "alignment_heads": settings["alignment_heads"],
     }
     target.mkdir(exist_ok=True)
     (target / "config.json").write_text(json.dumps(config))

@@ -23,11 +23,13 @@ from octavo.served.media import MediaReader
 from octavo.served.model import ServedModel
 from octavo.served.models import Models
 from octavo.served.parts import OutputSettings
+from octavo.served.transcription import Transcriber
 from octavo.server.app import ServerState, create_app
 from octavo.server.http.exchange import ASGIApp
 from octavo.server.metrics import Metrics
 from octavo.text.formats.table import REASONING_FORMATS, TOOL_FORMATS
 from octavo.text.grammars.tool_grammar import SpecialTokens
+from octavo.text.speech import SpeechVocabulary
 from octavo.wire.messages import AdapterInfo, EngineInfo, TokenLogprobs
 
 MODEL = "tiny"
@@ -180,10 +182,12 @@ class FakeEngine:
     async def reset_prefix_cache(self) -> None:
         self.num_resets += 1
 
-    async def load_adapter(self, key: str, path: str) -> AdapterInfo:
+    async def load_adapter(self, key: str, path: str, *, is_prompt: bool = False) -> AdapterInfo:
         if "damaged" in path:
             raise ServerError(f"{path}: tensor 'x': it holds NaN or infinite values")
         self.adapters[key] = path
+        if is_prompt:
+            return AdapterInfo(num_virtual_tokens=6)
         return AdapterInfo(num_extra=4, context_length=CONTEXT) if "long" in path else AdapterInfo()
 
     async def drop_adapter(self, key: str) -> None:
@@ -312,13 +316,17 @@ def make_server(
     decoder: Any = None,
     takes_adapters: bool = False,
     siblings: Siblings | None = None,
+    speech: SpeechVocabulary | None = None,
     **config: Any,
 ) -> Server:
     """`tools`, `reasoning`: names of output formats. `processor`: of a model that takes media. `siblings`: of a server
-    that is one of several processes."""
+    that is one of several processes. `speech`: of a model that transcribes."""
     engine, renderer, grammars = FakeEngine(script), PlainRenderer(), FakeGrammars()
     siblings = siblings or NoSiblings()
     settings = ServerConfig(**config)
+    hears: Transcriber | None = None
+    if speech is not None:
+        hears = Transcriber(speech, engine, ByteTokenizer(), renderer, info or engine_info(), settings)
     model = ServedModel(
         names=names,
         engine=engine,
@@ -332,6 +340,7 @@ def make_server(
         adapters=Adapters(engine, ModelConfig(), names, settings.lora_resolver_dir, numbers=numbers_of(siblings))
         if takes_adapters
         else None,
+        speech=hears,
         grammars=grammars,
         media=None
         if processor is None

@@ -124,13 +124,19 @@ def test_a_sequence_alone_has_the_bits_that_it_has_in_company() -> None:
         assert torch.equal(alone.run(), whole[rows])
 
 
-def plan_of(step: Step, num_decodes: int, size: int | None = None) -> Any:
+def plan_of(step: Step, num_decodes: int, size: int | None = None, num_prompt_tokens: int = 0) -> Any:
     hq, hkv, d = step.heads
     planner = AttentionPlanner(Heads(num_heads=hq, num_kv_heads=hkv, head_dim=d), torch.device("cpu"), torch.float32)
     if size is None:
         arrays = planner.arrays(step.seq_lens.numpy(), step.starts.numpy(), num_decodes)
     else:
-        arrays = planner.padded_arrays(step.seq_lens.numpy(), size)
+        arrays = planner.padded_arrays(
+            step.seq_lens.numpy(),
+            step.starts.numpy(),
+            num_decodes,
+            num_seqs=size,
+            num_prompt_tokens=num_prompt_tokens,
+        )
     return planner.plan(arrays, [torch.from_numpy(array) for array in arrays.tensors])
 
 
@@ -164,11 +170,45 @@ def test_a_padded_plan_gives_the_same_bits_and_its_padding_nothing() -> None:
     assert found[3:].isnan().all(), "padding was written"
 
 
+def test_a_padded_plan_with_prompts_gives_the_same_bits_and_its_padding_nothing() -> None:
+    """Also where prompts see several chunks of keys: they are nothing for the kernel that combines them."""
+    seqs = [(CHUNK + 7, 1), (20, 1), (2 * CHUNK + 1, 9), (40, 17), (30, 1)]
+    step = Step(seqs, (4, 2, 16))
+    expected = step.run(plan=plan_of(step, 2))
+    padded = Step(seqs, (4, 2, 16))
+    plan = plan_of(padded, 2, size=8, num_prompt_tokens=48)
+    assert plan.num_decodes == 8 and plan.num_tiles == len(plan.tiles) == 48 // 16 + 8
+    padded.qkv = torch.cat([step.qkv, torch.full((5, step.qkv.shape[1]), torch.nan)])
+    padded.tables = torch.cat([step.tables, torch.ones(3, step.tables.shape[1], dtype=torch.int32)])
+    padded.seq_lens = torch.cat([step.seq_lens, torch.zeros(3, dtype=torch.int32)])
+    padded.starts = torch.cat([step.starts, step.starts[-1:].repeat(3)])
+    found = padded.run(plan=plan)
+    assert torch.equal(found[: len(expected)], expected)
+    assert found[len(expected) :].isnan().all(), "padding was written"
+
+
+def test_a_plan_that_needs_too_many_tiles_is_not_padded() -> None:
+    def planned(num_prompts: int) -> Any:
+        step = Step([(5, 1)] * num_prompts, (4, 2, 16))
+        arrays = AttentionPlanner(
+            Heads(num_heads=4, num_kv_heads=2, head_dim=16), torch.device("cpu"), torch.float32
+        ).padded_arrays(step.seq_lens.numpy(), step.starts.numpy(), 0, num_seqs=64, num_prompt_tokens=64)
+        return arrays
+
+    assert len(planned(36).tensors[2]) == 36  # 64 tokens in tiles of 16, and 32 prompts
+    assert planned(37) is None
+
+
 def test_a_plan_that_needs_too_many_items_is_not_padded() -> None:
     heads = Heads(num_heads=1, num_kv_heads=1, head_dim=16)
     planner = AttentionPlanner(heads, torch.device("cpu"), torch.bfloat16)
-    assert planner.padded_arrays(np.full(8, 130_000, np.int32), 8) is not None  # eight contexts of a long model
-    assert planner.padded_arrays(np.full(2, 2100 * CHUNK, np.int32), 2) is None
+
+    def planned(num_seqs: int, context: int) -> Any:
+        lens = np.full(num_seqs, context, np.int32)
+        return planner.padded_arrays(lens, np.arange(num_seqs + 1, dtype=np.int32), num_seqs, num_seqs=num_seqs)
+
+    assert planned(8, 130_000) is not None  # eight contexts of a long model
+    assert planned(2, 2100 * CHUNK) is None
 
 
 def test_scratch_of_growing_contexts_is_bounded() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -19,19 +20,28 @@ from models.test_early_towers import EarlyCase
 from models.test_sound_towers import Case as SoundCase
 from models.test_sound_towers import sound
 from models.towers import Case
-from octavo.base.config import CacheConfig, EngineConfig, LoraConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from octavo.base.config import (
+    CacheConfig,
+    EngineConfig,
+    LoraConfig,
+    ModelConfig,
+    ParallelConfig,
+    PromptAdapterConfig,
+    SchedulerConfig,
+)
 from octavo.base.errors import InvalidConfig
-from octavo.base.params import SamplingParams
+from octavo.base.params import SamplingParams, SpeechAlignment, SpeechRules
 from octavo.core.grammar.structured import LLGuidanceCompiler
 from octavo.device.aside import tensors_of
 from octavo.wire.messages import AddRequest
 from octavo.worker import worker as worker_module
 from octavo.worker.worker import Worker
-from support.adapters import random_adapter, write_adapter
+from support.adapters import random_adapter, write_adapter, write_prompt_adapter
 from support.interpreted_device import InterpretedDevice
 from support.pictures import pixels
 from support.tiny_bart import logits_of, make_bart, random_ids
 from support.tiny_mllama import IMAGE, asking, make_mllama
+from support.tiny_whisper import END, FIRST_TIME, NO_SPEECH, ROWS, START, make_whisper, random_frames, tensor_of
 
 VOCAB = 96
 
@@ -46,6 +56,7 @@ class TinyEngine(Engine):
         monkeypatch: pytest.MonkeyPatch,
         num_kv_blocks: int | None = 60,
         lora: LoraConfig | None = None,
+        prompts: PromptAdapterConfig | None = None,
         **parallel: Any,
     ) -> None:
         self.device = device
@@ -55,6 +66,7 @@ class TinyEngine(Engine):
             scheduler=SchedulerConfig(max_num_seqs=6, max_num_batched_tokens=48),
             parallel=ParallelConfig(**parallel),
             lora=lora or LoraConfig(),
+            prompt_adapter=prompts or PromptAdapterConfig(),
         )
         with monkeypatch.context() as patch:
             if device is not None:
@@ -177,6 +189,23 @@ def test_eager_steps_give_the_tokens_of_the_cpu(
     engine = TinyEngine(model, InterpretedDevice(), monkeypatch, enforce_eager=True)
     check(engine.run(requests_under_test(), ahead=True), expected)
     assert engine.device.num_replays == 0
+
+
+def test_captured_steps_with_prompts_have_the_bits_of_those_that_are_not(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt that is cut into steps, beside a request that is decoding."""
+    asked = [request(0, [7] * 5, max_tokens=7), request(1, [9, 8] * 13, max_tokens=2, temperature=0.9)]
+    replies = []
+    for is_eager in (False, True):
+        engine = TinyEngine(model, InterpretedDevice(), monkeypatch, batch_invariant=True, enforce_eager=is_eager)
+        scheduler = engine.scheduler(max_num_batched_tokens=8, max_num_prefill_tokens=8)
+        replies.append(engine.run(asked, scheduler=scheduler, ahead=True, per_step=1).replies)
+        graphs = engine.worker._runner._graphs
+        assert is_eager == (graphs is None)
+        if graphs is not None:
+            assert graphs.num_with_prompts > 0 and engine.device.num_replays > 2
+    assert replies[0] == replies[1]
 
 
 def test_a_finished_request_whose_step_ahead_was_in_vain_does_not_disturb_the_next_in_its_slot(
@@ -322,10 +351,36 @@ def test_a_model_with_an_encoder_gives_the_tokens_of_transformers(
     ]
     scheduler = engine.scheduler(max_num_batched_tokens=5, max_num_prefill_tokens=5)
     run = engine.run(asked, scheduler=scheduler, ahead=True)
+    graphs = engine.worker._runner._graphs
+    assert graphs is not None and graphs.num_with_prompts > 0 and engine.device.num_replays > 0
     for each in asked:
         ids, prompt = run.replies[each.request_id].token_ids, each.prompt_token_ids
         logits = logits_of(model, each.encoder_token_ids, [*prompt, *ids])
         assert ids == logits[len(prompt) - 1 : -1].argmax(-1).tolist()
+
+
+def test_speech_and_when_it_was_said_are_those_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_whisper(tmp_path, encoder_layers=1, decoder_layers=2, max_target_positions=128)
+    alignment = SpeechAlignment(heads=((0, 1), (1, 0)), first_token=1, num_rows=ROWS - 2)
+    rules = SpeechRules(forbidden_ids=(5, 7), end_id=END, first_time=FIRST_TIME, no_speech_id=NO_SPEECH)
+    asked = [
+        AddRequest(
+            request_id=i,
+            prompt_token_ids=[START, 5, 9, 11],
+            params=SamplingParams(temperature=0.0, max_tokens=3, **fields),
+            encoder_token_ids=[0] * ROWS,
+            encoder_frames=tensor_of(random_frames(i)),
+        )
+        for i, fields in enumerate([{"speech": rules, "logprobs": 0}, {"alignment": alignment}])
+    ]
+    expected = TinyEngine(tmp_path, None, monkeypatch).run(asked).replies
+    run = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch).run(asked, ahead=True)
+    check(run, {0: expected[0]})
+    [silence], [other] = run.replies[0].logprobs[0].top_logprobs, expected[0].logprobs[0].top_logprobs
+    assert silence == pytest.approx(other, abs=1e-3)
+    mine, others = (np.frombuffer(each.pooled or b"", np.float32) for each in (run.replies[1], expected[1]))
+    assert len(mine) == 3 * (ROWS - 2)
+    np.testing.assert_allclose(mine, others, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "gemma3", "qwen3-vl", "blip2"])
@@ -393,19 +448,22 @@ def test_prompts_with_sounds_give_the_tokens_of_the_cpu(tmp_path: Path, monkeypa
 def test_adapters_in_captured_steps_give_the_tokens_of_the_cpu(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They come and go, and one of them changes the vocabulary's matrices, which no captured step has a place for."""
+    """They come and go, and one of them changes the vocabulary's matrices, which no captured step has a place for;
+    another puts rows in front of prompts."""
     base = transformers.LlamaForCausalLM.from_pretrained(model)
     for number, key in enumerate("ab"):
         tensors = random_adapter(base, r".*_proj" if key == "a" else r".*(v_proj|lm_head)", 4, number)
         write_adapter(tmp_path / key, tensors, 4)
+    write_prompt_adapter(tmp_path / "p", 0.3 * torch.randn(5, 32))
     requests = [
-        msgspec.structs.replace(each, adapter=["", "a", "b", "a"][i % 4])
-        for i, each in enumerate(requests_under_test())
+        msgspec.structs.replace(each, adapter=key, num_virtual_tokens=5 if key == "p" else 0)
+        for each, key in zip(requests_under_test(), ["", "a", "p", "b", "a", "p"], strict=True)
     ]
     lora, replies = LoraConfig(enable_lora=True, max_loras=1, max_cpu_loras=2), {}
+    prompts = PromptAdapterConfig(enable_prompt_adapter=True, max_prompt_adapter_token=8)
     for device in (None, InterpretedDevice()):
-        engine = TinyEngine(model, device, monkeypatch, lora=lora)
-        for key in "ab":
+        engine = TinyEngine(model, device, monkeypatch, lora=lora, prompts=prompts)
+        for key in "abp":
             engine.worker.read_adapter(key, str(tmp_path / key))
         run = engine.run(requests, ahead=device is not None, per_step=1)
         if device is None:
@@ -425,8 +483,9 @@ def test_layers_that_see_pictures_beside_the_text_give_the_tokens_of_the_cpu(
         "vision_output_dim": 48,
     }
     make_mllama(tmp_path, vision, num_hidden_layers=2, cross_attention_layers=[1])
-    asked = [asking(0, [3, IMAGE, 4], [pixels(16, 16, 1)], max_tokens=2), asking(1, [3, 4], [], max_tokens=2)]
+    asked = [asking(0, [3, IMAGE, 4], [pixels(16, 16, 1)], max_tokens=6), asking(1, [3, 4], [], max_tokens=2)]
     expected = TinyEngine(tmp_path, None, monkeypatch).run(asked).replies
     engine = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch)
     scheduler = engine.scheduler(max_num_batched_tokens=4, max_num_prefill_tokens=4)
     check(engine.run(asked, scheduler=scheduler, ahead=True), expected)
+    assert engine.device.num_replays > 0  # when the one without pictures has ended

@@ -11,6 +11,7 @@ import sys
 import types
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -143,6 +144,14 @@ def test_groups_of_layers_with_one_window_have_a_plan_each_for_their_tables(libr
             out = step.run(plan=plan, window=9)
             torch.testing.assert_close(out.float(), step.expected(window=9), rtol=0, atol=TOLERANCE[torch.bfloat16])
     assert len(library.BatchPrefillWithPagedKVCacheWrapper.plans) == 4
+
+
+def test_prompts_of_a_captured_step_would_be_others(library: types.SimpleNamespace) -> None:
+    """Its plan is the host's work in each step."""
+    lens, starts = np.array([33, 40], np.int32), np.array([0, 1, 18], np.int32)
+    most = {"num_seqs": 2, "num_prompt_tokens": 32}
+    assert planner(library).padded_arrays(lens, starts, 1, **most) is None
+    assert planner(None).padded_arrays(lens, starts, 1, **most) is not None
 
 
 def test_steps_of_decoding_do_without_it(library: types.SimpleNamespace) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from octavo.base.errors import DeviceError
 from octavo.ops import reference, reference_attention
 from octavo.ops.operands import Latent
+from octavo.ops.step import PlannedArrays
 from octavo.ops.triton import experts, latent
 from octavo.ops.triton.attention_plan import AttentionPlanner
 from support.paged_caches import random_tables
@@ -38,6 +40,28 @@ def test_attention_of_decoding_and_of_prompts(seqs: list[tuple[int, int]], shape
     reference_attention.latent_attention(expected, q.float(), cache, tables, lens, starts, shape, 0.2)
     latent.latent_attention(out, q, cache, tables, lens, starts, shape, 0.2)
     torch.testing.assert_close(out.float(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_a_padded_plan_with_prompts_gives_the_same_bits() -> None:
+    shape, lens, starts = LATENTS[0], np.array([300, 280, 20], np.int32), np.array([0, 1, 4, 9], np.int32)
+    tables, num_blocks = random_tables(lens.tolist(), BLOCK)
+    cache, q = randn(num_blocks, BLOCK, shape.width), randn(12, shape.num_heads * shape.width)
+    planner = AttentionPlanner(shape, torch.device("cpu"), torch.float32)
+
+    def run(arrays: PlannedArrays, num_rows: int, padding: int) -> torch.Tensor:
+        out = torch.full((num_rows, shape.num_heads * shape.rank), torch.nan)
+        latent.latent_attention(
+            out, q[:num_rows], cache, torch.nn.functional.pad(tables, (0, 0, 0, padding)),
+            torch.from_numpy(np.pad(lens, (0, padding))), torch.from_numpy(np.pad(starts, (0, padding), mode="edge")),
+            shape, 0.2, plan=planner.plan(arrays, [torch.from_numpy(array) for array in arrays.tensors]),
+        )  # fmt: skip
+        return out
+
+    expected = run(planner.arrays(lens, starts, 1), 9, 0)
+    padded = planner.padded_arrays(lens, starts, 1, num_seqs=4, num_prompt_tokens=8)
+    assert padded is not None
+    found = run(padded, 12, 1)
+    assert torch.equal(found[:9], expected) and found[9:].isnan().all()
 
 
 @pytest.mark.parametrize("shape", LATENTS)

@@ -69,7 +69,7 @@ def companions(flag: Flag) -> list[str]:
     """Other flags that this one needs to make sense."""
     tls = ["--ssl-certfile", "c.pem", "--ssl-keyfile", "k.pem"]
     needs = {"ssl_certfile": tls[2:], "ssl_keyfile": tls[:2], "ssl_cert_reqs": tls, "ssl_ca_certs": tls}
-    needs["ssl_ciphers"] = tls
+    needs |= {"ssl_ciphers": tls, "enable_prompt_adapter": ["--max-prompt-adapter-token", "8"]}
     return needs.get(flag.field, [])
 
 
@@ -107,13 +107,14 @@ def test_every_flag_with_a_value_takes_all_spellings(flag: Flag) -> None:
 
 @pytest.mark.parametrize("flag", [f for f in TABLE.values() if f.kind is bool], ids=lambda f: f.field)
 def test_every_switch_takes_all_spellings(flag: Flag) -> None:
+    more = companions(flag)
     for on, options in ((True, flag.options), (False, flag.off_options)):
         for option in options:
-            assert value(parse(option, "m"), flag) is on
-            assert value(parse(option.replace("-", "_").replace("__", "--", 1), "m"), flag) is on
-            assert value(parse(f"{option}=true", "m"), flag) is on
-            assert value(parse(f"{option}=False", "m"), flag) is not on
-            config = parse(option, "false", "m")
+            assert value(parse(option, "m", *more), flag) is on
+            assert value(parse(option.replace("-", "_").replace("__", "--", 1), "m", *more), flag) is on
+            assert value(parse(f"{option}=true", "m", *more), flag) is on
+            assert value(parse(f"{option}=False", "m", *more), flag) is not on
+            config = parse(option, "false", "m", *more)
             assert value(config, flag) is not on
             assert config.engine.model.model == "m"
 

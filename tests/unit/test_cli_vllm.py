@@ -161,7 +161,7 @@ def test_each_is_told_or_refused_with_its_reason(row: Row) -> None:
         "--use-v2-block-manager", "--guided-decoding-backend lm-format-enforcer", "--guided-decoding-backend any:thing",
         "--disable-custom-all-reduce", "--num-scheduler-steps 8", "--preemption-mode swap", "--tokenizer-pool-size 4",
         "--scheduling-policy priority", "--skip-mm-profiling",
-        "--compilation-config {}", "-O 3", "-O3", "-O=2", "--no-enable-prompt-adapter",
+        "--compilation-config {}", "-O 3", "-O3", "-O=2",
         "--speculative-config none", "--async-scheduling", "--use_v2_block_manager",
         "--disable-logprobs-during-spec-decoding false",
     ],
@@ -178,7 +178,6 @@ def test_what_asks_for_what_octavo_does_anyway_is_accepted_and_told(words: str) 
     [
         ("--tensor-parallel-size 2", "several devices are not built yet"),
         ("-tp 2", "several devices are not built yet"),
-        ("--enable-prompt-adapter", "prompt adapters are not built yet"),
         ("--speculative-model m", "speculative decoding is not built yet"),
         ('--speculative-config {"method":"ngram"}', "speculative decoding is not built yet"),
         ("--num-speculative-tokens 5", "speculative decoding is not built yet"),
@@ -191,7 +190,6 @@ def test_what_asks_for_what_octavo_does_anyway_is_accepted_and_told(words: str) 
         ("--collect-detailed-traces model,all,none", "must be one of model, worker, all"),
         ("--log-config-file log.json --no-configure-logging", "--no-configure-logging forbids"),
         ("--convert other", "--task says what the model is for"),
-        ("--enable-prompt-adapter", "prompt adapters are not built yet"),
         ("--kv-transfer-config {\"a\":1}", "to move KV blocks between servers is not built yet"),
         ("--cpu-offload-gb 4", "offloading of weights is not built yet"),
         ("--hf-overrides.rope_theta 1", "give --hf-overrides as one JSON object"),
@@ -277,7 +275,7 @@ def test_the_config_file_speaks_the_same(tmp_path: Path) -> None:
 
     text = "tensor-parallel-size: 1\nasync-scheduling: true\ncpu-offload-gb: 0\nblock_size: 8\nlora-modules: []\n"
     text += "hf-overrides: {}\nenable-lora: false\nspeculative_config: null\npreemption-mode: recompute\n"
-    text += "max-model-len: -1\nno-enable-prompt-adapter: true\n"
+    text += "max-model-len: -1\n"
     config, accepted, _ = told("m", "--config", file(text))
     assert config.engine.cache.block_size == 16
     assert config.engine.cache.swap_space == 0.0
@@ -288,8 +286,7 @@ def test_the_config_file_speaks_the_same(tmp_path: Path) -> None:
         assert word in accepted
     for line, reason in {
         "tensor-parallel-size: 2": "several devices are not built yet",
-        "enable-prompt-adapter: true": "prompt adapters",
-        "no-enable-prompt-adapter: false": "prompt adapters",
+        "enable-prompt-adapter: true": "--enable-prompt-adapter needs --max-prompt-adapter-token",
         "enable-lora: 3": "--enable-lora must be",
         "pooler-config: {type: mean}": "--pooler-config",
         "quantization: quark": "octavo does not read weights of this kind",

@@ -21,6 +21,7 @@ TOGETHER = {
     "ssl_ca_certs": ["--ssl-certfile", "c", "--ssl-keyfile", "k"],
     "ssl_ciphers": ["--ssl-certfile", "c", "--ssl-keyfile", "k"],
     "ssl_cert_reqs": ["--ssl-certfile", "c", "--ssl-keyfile", "k"],
+    "enable_prompt_adapter": ["--max-prompt-adapter-token", "8"],
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""--lora-modules, and where adapters are looked for."""
+"""--lora-modules and --prompt-adapters, and where adapters are looked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo.base.config import ModelConfig
+from octavo.base.config import AdaptersConfig, ModelConfig
 from octavo.base.errors import CheckpointError, InvalidConfig
 from octavo.files.adapters import adapter_in, resolve_adapter
 from octavo.served.adapters import parse_modules
@@ -14,7 +14,10 @@ from octavo.served.adapters import parse_modules
 
 def test_both_forms_are_read() -> None:
     words = ["sql=/a=b", '{"name": "x", "path": "org/y", "base_model_name": "base"}']
-    assert [(each.name, each.path) for each in parse_modules(words, ["base"])] == [("sql", "/a=b"), ("x", "org/y")]
+    found = parse_modules(AdaptersConfig(lora_modules=words, prompt_adapters=["p={}=c"]), ["base"])
+    assert [(each.name, each.path, each.is_prompt) for each in found] == [
+        ("sql", "/a=b", False), ("x", "org/y", False), ("p", "{}=c", True)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -28,7 +31,17 @@ def test_both_forms_are_read() -> None:
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
-        parse_modules(words, ["base"])
+        parse_modules(AdaptersConfig(lora_modules=words), ["base"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["p"], "not name=path"), (['{"name": "p"}'], "not name=path"), (["base=b"], "'base' is taken twice"),
+     (["sql=b"], "--prompt-adapters: the name 'sql' is taken twice")],
+)  # fmt: skip
+def test_prompt_adapters_are_named_beside_them(words: list[str], message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        parse_modules(AdaptersConfig(lora_modules=["sql=a"], prompt_adapters=words), ["base"])
 
 
 def test_files_are_found(tmp_path: Path) -> None:

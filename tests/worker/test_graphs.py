@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from octavo.ops.step import PlannedArrays
-from octavo.worker.graphs import StepGraphs
+from octavo.worker.graphs import StepGraphs, ladder, token_ladder
 from octavo.worker.input_batch import HostBatch, InputBatch, Rows
 from support.interpreted_device import InterpretedDevice
 
@@ -29,7 +29,9 @@ class BusyDevice(InterpretedDevice):
 
 
 class Planner:
-    def padded_arrays(self, seq_lens: np.ndarray, size: int) -> PlannedArrays:
+    def padded_arrays(
+        self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int, **most: int
+    ) -> PlannedArrays | None:
         return PlannedArrays()
 
     def plan(self, arrays: PlannedArrays, tensors: list[torch.Tensor]) -> None: ...
@@ -50,7 +52,7 @@ def test_a_capture_that_fails_costs_its_size_the_graph_and_nothing_else(caplog: 
     device = BusyDevice()
     is_capturing: list[bool] = []
 
-    def run(batch: InputBatch) -> torch.Tensor:
+    def run(batch: InputBatch, needed: torch.Tensor | None) -> torch.Tensor:
         # A capture computes nothing: what it leaves is no result.
         return torch.full((1, 3), torch.nan if is_capturing else float(batch.token_ids[0]))
 
@@ -81,18 +83,20 @@ def test_a_capture_that_fails_costs_its_size_the_graph_and_nothing_else(caplog: 
     ("changes", "reason"),
     [
         ({"num_decodes": 0}, "prompt"),
-        ({"logits_rows": np.zeros(0, np.int64)}, "not all sample"),
+        ({"logits_rows": np.zeros(0, np.int64)}, "prompt"),  # in the middle of what a grammar dictated
         ({"slots": np.array([0, 1]), "num_decodes": 2, "logits_rows": np.array([0, 1])}, "too many sequences"),
         ({"slots": np.array([1, 1]), "num_decodes": 2, "logits_rows": np.array([0, 1])}, "drafts"),
         ({"seq_lens": np.array([9], np.int32)}, "contexts too long"),
+        ({"virtual": (np.zeros(1, np.int64),) * 3}, "prompt adapter"),
+        ({"muted_rows": np.zeros(1, np.int64)}, "text without pictures"),
     ],
 )
 def test_a_step_that_is_not_captured_says_why(changes: dict[str, Any], reason: str) -> None:
     class ShortPlanner(Planner):
-        def padded_arrays(self, seq_lens: np.ndarray, size: int) -> PlannedArrays | None:
-            return None if seq_lens.max() > 8 else super().padded_arrays(seq_lens, size)
+        def padded_arrays(self, seq_lens: np.ndarray, *args: Any, **most: int) -> PlannedArrays | None:
+            return None if seq_lens.max() > 8 else super().padded_arrays(seq_lens, *args, **most)
 
-    graphs = StepGraphs(lambda batch: torch.zeros(1, 3), InterpretedDevice(), ShortPlanner(), (1,), max_blocks=2)
+    graphs = StepGraphs(lambda *args: torch.zeros(1, 3), InterpretedDevice(), ShortPlanner(), (1,), max_blocks=2)
     assert graphs.logits(dataclasses.replace(decoding(1), **changes)) is None
     assert graphs.last == reason
     ways = []
@@ -100,3 +104,72 @@ def test_a_step_that_is_not_captured_says_why(changes: dict[str, Any], reason: s
         assert graphs.logits(decoding(1)) is not None
         ways.append(graphs.last)
     assert ways == ["size is new", "captured", "replayed"]
+
+
+def mixed(num_prompt_tokens: int) -> HostBatch:
+    """Slot 3 decodes, slot 5 has so many tokens of its prompt and samples, slot 4 two that do not."""
+    counts = np.array([1, num_prompt_tokens, 2])
+    starts = np.array([0, *np.cumsum(counts)], np.int32)
+    num_tokens, rows = int(starts[-1]), np.array([0, num_prompt_tokens], np.int64)
+    return HostBatch(
+        slots=np.array([3, 5, 4]), num_decodes=1, num_scheduled=counts,
+        token_ids=np.arange(1, num_tokens + 1, dtype=np.int32), positions=np.full(num_tokens, 4, np.int32),
+        slot_mapping=np.full((1, num_tokens), 4), query_start_loc=starts, seq_lens=np.array([5, 9, 8], np.int32),
+        block_tables=np.full((1, 3, 1), 7, np.int32), logits_rows=rows,
+        rows=Rows(np.array([3, 5]), np.array([5, 9]), []), draw_positions=np.array([2, 0]),
+    )  # fmt: skip
+
+
+def test_steps_with_prompts_are_padded_to_a_number_of_tokens_and_of_sequences() -> None:
+    seen: list[dict[str, list[int]]] = []
+
+    def run(batch: InputBatch, needed: torch.Tensor | None) -> torch.Tensor:
+        assert needed is not None
+        names = ("token_ids", "positions", "slot_mapping", "query_start_loc", "seq_lens", "state_slots")
+        seen.append({name: getattr(batch, name).tolist() for name in names})
+        return batch.token_ids[needed, None].float()
+
+    graphs = StepGraphs(
+        run, InterpretedDevice(), Planner(), (1, 4, 16), max_blocks=2, free_slot=20, token_sizes=(6, 12)
+    )
+    ways = []
+    for num_prompt_tokens in (5, 9, 4, 3):
+        found = graphs.logits(mixed(num_prompt_tokens))
+        assert found is not None
+        logits, rows = found
+        # The rows that sample are the step's, also of one that is replayed.
+        assert logits.tolist() == [[1.0], [1.0 + num_prompt_tokens]]
+        assert rows.slots.tolist() == [3, 5] and rows.draw_positions.tolist() == [2, 0]
+        ways.append(graphs.last)
+    assert ways == ["size is new", "captured", "replayed", "size is new"]
+    assert seen[0] == {
+        "token_ids": [1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0],
+        "positions": [4] * 8 + [0] * 4,
+        "slot_mapping": [[4] * 8 + [-1] * 4],
+        "query_start_loc": [0, 1, 6, 8, *[8] * 5],  # tokens of no sequence, and sequences without tokens
+        "seq_lens": [5, 9, 8, *[0] * 5],
+        "state_slots": [3, 5, 4, *[20] * 5],
+    }
+    assert graphs.logits(mixed(10)) is None and graphs.last == "prompt"
+    assert graphs.num_with_prompts == 1
+
+
+def test_a_step_with_prompts_that_may_not_be_captured_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    obstacles = ["prompt with media", ""]
+    graphs = StepGraphs(
+        lambda batch, needed: torch.zeros(4, 3), InterpretedDevice(), Planner(), (4,), max_blocks=2, token_sizes=(16,),
+        prompt_obstacle=lambda host: obstacles.pop(0) if obstacles else "",
+    )  # fmt: skip
+    monkeypatch.setattr("octavo.worker.graphs._MOST_GRAPHS_WITH_PROMPTS", 0)
+    ways = []
+    for _ in range(3):
+        graphs.logits(mixed(3))
+        ways.append(graphs.last)
+    assert ways == ["prompt with media", "size is new", "capture refused"]
+
+
+def test_sizes_of_steps() -> None:
+    for largest in (3, 48, 100, 8192):
+        for sizes in (ladder(largest), token_ladder(largest)):
+            assert list(sizes) == sorted(set(sizes)) and sizes[-1] == min(largest, sizes[-1])
+    assert token_ladder(48) == (16, 32, 48) and token_ladder(8192)[-1] == 768

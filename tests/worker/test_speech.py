@@ -11,7 +11,7 @@ from transformers import SuppressTokensLogitsProcessor, WhisperTimeStampLogitsPr
 
 from octavo.base.errors import InvalidRequest
 from octavo.base.params import SamplingParams, SpeechRules
-from octavo.worker.speech import apply_rules, forbidden_ids
+from octavo.worker.speech import apply_rules, listed_ids
 
 VOCAB, END, NO_TIMES, FIRST_TIME = 120, 50, 60, 61
 RULES = SpeechRules(
@@ -22,9 +22,7 @@ RULES = SpeechRules(
 
 def ours(logits: torch.Tensor, rules: SpeechRules, output: list[int]) -> torch.Tensor:
     found = logits.clone()
-    ids = forbidden_ids(rules, np.array(output, np.int32), VOCAB)
-    assert (np.diff(ids) > 0).all()
-    apply_rules(found, rules, torch.from_numpy(ids.astype(np.int64)), len(output))
+    apply_rules(found, rules, np.array(output, np.int32), torch.from_numpy(listed_ids(rules)))
     return found
 
 

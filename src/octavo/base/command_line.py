@@ -19,7 +19,8 @@ def command_line(config: ServeConfig) -> str:
     """`octavo serve MODEL` and all settings that are not the defaults, for a shell to read; secrets are hidden."""
     engine = config.engine
     words = ["octavo", "serve", shell_word(engine.model.model)]
-    for part in (engine.model, engine.cache, engine.scheduler, engine.parallel, engine.lora, config.server):
+    parts = engine.model, engine.cache, engine.scheduler, engine.parallel, engine.lora, engine.prompt_adapter
+    for part in (*parts, config.server):
         default = type(part)()
         for field in fields(part):
             value = getattr(part, field.name)

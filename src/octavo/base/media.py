@@ -86,6 +86,23 @@ class MediaItem(msgspec.Struct, array_like=True, frozen=True, gc=False):
             f"has {max_positions}: show a part of it."
         )
 
+    @property
+    def size(self) -> int:
+        """By which the work of encoding it is measured: patches of pictures, frames of sounds; 0: there is none."""
+        if "frames" in self.tensors:
+            return self.tensors["frames"].shape[0]
+        given = (self.tensors[name].shape for name in ("values", "patches") if name in self.tensors)
+        return sum(shape[0] * shape[1] for shape in given)
+
+    @property
+    def num_sequences(self) -> int:
+        """So many parts of it are encoded each by itself."""
+        for name in ("lens", "pieces"):
+            if name in self.tensors:
+                return self.tensors[name].shape[0]
+        given = (self.tensors[name].shape for name in ("values", "patches") if name in self.tensors)
+        return sum(shape[0] for shape in given)
+
 
 def placeholder_pattern(placeholder: str) -> str:
     """A regular expression: in the place of a number a number may stand, or nothing that tells it yet."""

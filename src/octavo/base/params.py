@@ -58,8 +58,8 @@ class SpeechRules(msgspec.Struct, frozen=True, kw_only=True):
     are together more likely than any single token of text, a time it is. The ids from `first_time` to the end of the
     vocabulary are 0.00 s, 0.02 s, ...; those between `end_id` and it are never written behind the first.
 
-    Log probabilities of the tokens are those behind these rules. That of the very first token is instead the model's
-    own of `no_speech_id` in its place.
+    Log probabilities of the tokens are those behind these rules. The very first token has one alternative beside it:
+    `no_speech_id`, with the model's own log probability of it.
     """
 
     first: tuple[tuple[int, ...], ...] = ()  # what each of the first tokens may be
@@ -69,6 +69,21 @@ class SpeechRules(msgspec.Struct, frozen=True, kw_only=True):
     first_time: int
     max_initial_time: int = 50  # the first is at most so many steps of 0.02 s
     no_speech_id: int
+
+
+class SpeechAlignment(msgspec.Struct, frozen=True, kw_only=True):
+    """When what is known to be said was said, is wanted in place of tokens: how much each token's row looks at each
+    row of the encoder.
+
+    The result is float32 [tokens, rows], little endian, of the prompt's tokens from `first_token` on: of each of
+    `heads` the attention, as standard deviations from the mean of all these tokens and without what stands out along
+    the rows, and the mean of the heads.
+    """
+
+    heads: tuple[tuple[int, int], ...]  # layer of the decoder, head: those that look at where it is said
+    first_token: int
+    num_rows: int  # of the encoder: those of the sound, without what was padded
+    smoothing: int = 7  # rows of which the middle value is taken, an odd number
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -126,6 +141,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     #: What the output must be, proven to compile; None: anything.
     grammar: str | None = None
     speech: SpeechRules | None = None  # of a model that transcribes
+    alignment: SpeechAlignment | None = None  # likewise; no token is generated
 
     @property
     def num_samples(self) -> int:
@@ -140,7 +156,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def needs_output(self) -> bool:
         """Whether the host must know the tokens generated so far before the next can be sampled: which words may not
         go on depends on them, and what may follow a time."""
-        return self.shapes_rows or self.speech is not None or any(len(word) > 1 for word in self.bad_word_token_ids)
+        of_speech = self.speech is not None or self.alignment is not None
+        return of_speech or self.shapes_rows or any(len(word) > 1 for word in self.bad_word_token_ids)
 
     @property
     def penalises(self) -> bool:
@@ -171,8 +188,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         memory that is not the row's. `max_logprobs` of -1: the whole vocabulary, which a request may also call -1.
         Raises `InvalidRequest` whose `param` is the field's name.
         """
-        if self.speech is not None:
-            raise InvalidRequest("`speech` is set by whoever transcribes, and by no caller.", "speech")
+        for name in ("speech", "alignment"):
+            if getattr(self, name) is not None:
+                raise InvalidRequest(f"`{name}` is set by whoever transcribes, and by no caller.", name)
         ranges = {
             **RANGES,
             "n": Range(1, max_n),
@@ -402,6 +420,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     adapter: str = ""  # key of the adapter that it runs with; "": none
     adapter_name: str = ""  # as it is served, for metrics
     adapter_path: str = ""
+    num_virtual_tokens: int = 0  # rows of a prompt adapter in front of the prompt
     tokenizer: Any = None  # `text.tokenizers.tokenizer.Tokenizer` of the adapter; None: the model's
     eos_token_ids: tuple[int, ...] = ()  # with it: the tokens that end a text
     trace_headers: tuple[tuple[str, str], ...] = ()  # traceparent and tracestate, as the caller sent them
@@ -414,8 +433,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Of the prompt, and of the encoder's input where there is one."""
-        return len(self.prompt_token_ids) + len(self.encoder_token_ids)
+        """Of the prompt with what an adapter puts in front of it, and of the encoder's input where there is one."""
+        return self.num_virtual_tokens + len(self.prompt_token_ids) + len(self.encoder_token_ids)
 
     @property
     def num_sequences(self) -> int:

@@ -29,6 +29,7 @@ from octavo.base.config import (
     ModelConfig,
     ObserveConfig,
     ParallelConfig,
+    PromptAdapterConfig,
     SchedulerConfig,
     ServeConfig,
     ServerConfig,
@@ -47,6 +48,7 @@ GROUPS: dict[str, type] = {
     "scheduling": SchedulerConfig,
     "threads and devices": ParallelConfig,
     "adapters": LoraConfig,
+    "prompt adapters": PromptAdapterConfig,
     "served adapters": AdaptersConfig,
     "HTTP server": HTTPConfig,
     "keys": AccessConfig,
@@ -218,6 +220,7 @@ def build(values: Mapping[str, Any]) -> ServeConfig:
         scheduler=part(SchedulerConfig, values),
         parallel=part(ParallelConfig, values),
         lora=part(LoraConfig, values),
+        prompt_adapter=part(PromptAdapterConfig, values),
         log=part(LogSetup, values),
         step_times=part(StepTimes, values),
     )

@@ -107,7 +107,8 @@ class Admission:
             check_text(request.prompt_token_ids, self._info)
             params = request.params
         else:
-            params = sized(request.params, len(request.prompt_token_ids), self._info)
+            num_prompt = request.num_virtual_tokens + len(request.prompt_token_ids)
+            params = sized(request.params, num_prompt, self._info)
         check_encoder_input(request.encoder_token_ids, self._info)
         if (most := self._info.max_media_items) and len(request.media) > most:
             raise InvalidRequest(f"The model takes at most {most} images in one request.", "messages")

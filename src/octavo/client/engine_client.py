@@ -253,6 +253,7 @@ class EngineClient:
                         cache_salt=request.cache_salt,
                         adapter=request.adapter,
                         adapter_path=request.adapter_path,
+                        num_virtual_tokens=request.num_virtual_tokens,
                         arrival_time=request.arrival_time or now,
                         media=request.media,
                         pooling=request.pooling,
@@ -384,20 +385,21 @@ class EngineClient:
         """Forget every cached block; running requests keep theirs. Raises `ServerError`."""
         await self.call("reset_prefix_cache")
 
-    async def load_adapter(self, key: str, path: str) -> AdapterInfo:
+    async def load_adapter(self, key: str, path: str, *, is_prompt: bool = False) -> AdapterInfo:
         """Have the engine read an adapter. Raises `ServerError` with what is wrong with its files."""
-        return msgspec.convert(await self.call("load_adapter", key, path), AdapterInfo)
+        return msgspec.convert(await self.call("load_adapter", key, path, is_prompt), AdapterInfo)
 
     async def drop_adapter(self, key: str) -> None:
         """No request comes with this adapter any more; those that have it go on."""
         await self.call("drop_adapter", key)
 
     def adapter_names(self) -> tuple[set[str], set[str]]:
-        """Of the adapters of requests that run, and of those that wait."""
+        """Of the LoRA adapters of requests that run, and of those that wait."""
         running: set[str] = set()
         waiting: set[str] = set()
         for sample in self._samples.values():
-            if name := sample.request.request.adapter_name:
+            request = sample.request.request
+            if (name := request.adapter_name) and not request.num_virtual_tokens:
                 (running if sample.first_token_time else waiting).add(name)
         return running, waiting
 

@@ -17,7 +17,7 @@ from octavo.base.errors import OctavoError
 from octavo.core.executors.executor import Executor
 from octavo.core.limits import Candidate
 from octavo.core.request import Request
-from octavo.wire.messages import AdapterInfo
+from octavo.wire.messages import AdapterInfo, AddRequest
 
 logger = logging.getLogger("octavo.core")
 
@@ -38,14 +38,21 @@ class KeptAdapters:
     """What the host keeps. One caller, the core's thread; `deliver` is called in others."""
 
     def __init__(
-        self, executor: Executor, deliver: Callable[[AdapterRead], None], most: int, in_use: Callable[[], set[str]]
+        self,
+        executor: Executor,
+        deliver: Callable[[AdapterRead], None],
+        most: int,
+        in_use: Callable[[], set[str]],
+        most_prompts: int = 0,
     ) -> None:
-        """`in_use`: the keys of the adapters of all requests that the scheduler has."""
-        self._executor, self._deliver, self._most, self._in_use = executor, deliver, most, in_use
+        """`most`: adapters of weights, beside which there are `most_prompts` prompt adapters. `in_use`: the keys of the
+        adapters of all requests that the scheduler has."""
+        self._executor, self._deliver, self._in_use = executor, deliver, in_use
+        self._most = {False: most, True: most_prompts}
         self._kept: dict[str, AdapterInfo] = {}  # the one used last at the end
         self._reading: set[str] = set()
         self._retired: set[str] = set()
-        self._paths: dict[str, str] = {}
+        self._files: dict[str, tuple[str, bool]] = {}  # path, and whether it is a prompt adapter's
         self._waiting: dict[str, dict[int, Waiter]] = {}  # by key, then by a number of the waiter's
 
     @property
@@ -67,9 +74,19 @@ class KeptAdapters:
         """Of an adapter that is there."""
         return self._kept.get(key)
 
-    def wait(self, key: str, path: str, number: int, waiter: Waiter) -> None:
+    def change(self, message: AddRequest) -> str | None:
+        """Why the adapter of a request, which is there, is not the one that it was made for."""
+        found = self._kept[message.adapter].num_virtual_tokens
+        if found == message.num_virtual_tokens:
+            return None
+        return (
+            f"{message.adapter_path}: it has {found} virtual tokens, and had {message.num_virtual_tokens} when it was "
+            "loaded"
+        )
+
+    def wait(self, key: str, path: str, number: int, waiter: Waiter, *, is_prompt: bool = False) -> None:
         """Tell `waiter` when the host keeps it. `number`: of the request that waits; below 0: it is none."""
-        self._paths[key] = path
+        self._files[key] = path, is_prompt
         self._waiting.setdefault(key, {})[number] = waiter
         self.read_more()
 
@@ -101,27 +118,29 @@ class KeptAdapters:
         for key in [key for key in self._waiting if key not in self._reading]:
             if self.has(key):
                 self._tell(key, None)
-            elif self._make_room():
+            elif self._make_room(key):
                 self._reading.add(key)
-                threading.Thread(target=self._read, args=(key, self._paths[key]), name="octavo-adapter").start()
-            else:
-                return
+                threading.Thread(target=self._read, args=(key, self._files[key][0]), name="octavo-adapter").start()
 
     def on_read(self, read: AdapterRead) -> None:
         self._reading.discard(read.key)
         if read.error is None:
             self._kept[read.key] = read.info
+        else:
+            del self._files[read.key]
         self._tell(read.key, read.error)
 
     def _tell(self, key: str, error: str | None) -> None:
         for waiter in self._waiting.pop(key, {}).values():
             waiter(error)
 
-    def _make_room(self) -> bool:
-        if len(self._kept) + len(self._reading) < self._most:
+    def _make_room(self, wanted: str) -> bool:
+        is_prompt = self._files[wanted][1]
+        alike = [key for key in (*self._kept, *self._reading) if self._files[key][1] == is_prompt]
+        if len(alike) < self._most[is_prompt]:
             return True
-        needed = self._in_use() | self._waiting.keys()
-        for key in self._kept:
+        needed = self._in_use() | self._waiting.keys() | self._reading
+        for key in alike:
             if key not in needed:
                 self._drop(key)
                 return True
@@ -129,7 +148,7 @@ class KeptAdapters:
 
     def _drop(self, key: str) -> None:
         self._kept.pop(key, None)
-        self._paths.pop(key, None)
+        self._files.pop(key, None)
         self._executor.drop_adapter(key)
 
     def _read(self, key: str, path: str) -> None:
@@ -151,19 +170,21 @@ class AdapterLimit:
     """Slots of a step's adapters. Requests with the same adapter share one, which stays as it is until another adapter
     needs it; of those that no running request has, the one used last goes last."""
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, *, of_prompts: bool = False) -> None:
+        """`of_prompts`: of prompt adapters, not of those of weights."""
+        self._of_prompts = of_prompts
         self._free = list(range(num_slots - 1, -1, -1))
         self._slots: dict[str, int] = {}  # by key, the one used last at the end
         self._num_users: dict[str, int] = {}
         self._placed: list[tuple[int, str]] = []
 
     def room(self, candidate: Candidate, count: int) -> int:
-        key = candidate.request.adapter
+        key = self._key(candidate.request)
         return count if not key or key in self._slots or self._free or self._idle() else 0
 
     def take(self, candidate: Candidate, count: int) -> None:
         request = candidate.request
-        key = request.adapter
+        key = self._key(request)
         if not key:
             return
         slot = self._slots.pop(key, None)
@@ -175,7 +196,7 @@ class AdapterLimit:
         request.adapter_slot = slot
 
     def leave(self, request: Request, *, forget: bool) -> None:
-        if request.adapter:
+        if self._key(request):
             self._num_users[request.adapter] -= 1
             if not self._num_users[request.adapter]:
                 del self._num_users[request.adapter]
@@ -198,6 +219,9 @@ class AdapterLimit:
         """The worker's slots are empty again. Nobody runs."""
         self._free += self._slots.values()
         self._slots, self._placed = {}, []
+
+    def _key(self, request: Request) -> str:
+        return request.adapter if bool(request.num_virtual_tokens) == self._of_prompts else ""
 
     def _idle(self) -> str:
         """The adapter used longest ago that no running request has; "": there is none."""

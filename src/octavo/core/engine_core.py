@@ -99,7 +99,10 @@ class EngineCore:
         self._executor = executor
         self._inbox = connection.inbox
         self.structured = StructuredOutputs(info.vocab_size + info.extra_tokens, self._inbox.put, compiler)
-        self.adapters = KeptAdapters(executor, self._inbox.put, config.lora.num_kept, self._adapters_in_use)
+        most_prompts = config.prompt_adapter.max_prompt_adapters
+        self.adapters = KeptAdapters(
+            executor, self._inbox.put, config.lora.num_kept, self._adapters_in_use, most_prompts
+        )
         self._send = connection.send
         self._num_ahead = 1 if info.plans_ahead else 0  # steps that may be under way when an answer is taken in
         self._in_flight: deque[_Step] = deque()  # submitted and not collected, oldest first
@@ -282,30 +285,38 @@ class EngineCore:
 
     def _load_adapter(self, message: Call) -> None:
         """The call's result, an `AdapterInfo`, comes when the host keeps the adapter, or cannot."""
-        key, path = message.args
+        key, path, is_prompt = message.args
         if not self.scheduler.takes_adapters:
-            self._send(CallResult(message.call_id, error="The engine was started without --enable-lora."))
+            error = "The engine was started without --enable-lora and without --enable-prompt-adapter."
+            self._send(CallResult(message.call_id, error=error))
             return
         self.adapters.wait(
             key,
             path,
             -1 - message.call_id,
             lambda error: self._send(CallResult(message.call_id, self.adapters.info(key), error=error)),
+            is_prompt=is_prompt,
         )
 
     def _add(self, message: AddRequest, matcher: Matcher | None = None) -> None:
         """Queue a request, or have it wait until the host keeps its adapter."""
-        if not message.adapter or not self.scheduler.takes_adapters or self.adapters.has(message.adapter):
+        if not message.adapter or not self.scheduler.takes_adapters:
             self._queue(message, matcher)
             return
 
         def go_on(error: str | None) -> None:
             if error is None:
+                error = self.adapters.change(message)
+            if error is None:
                 self._queue(message, matcher)
             else:
                 self._outputs.append(EngineCoreOutput(message.request_id, [], "error", error=error, is_of_adapter=True))
 
-        self.adapters.wait(message.adapter, message.adapter_path, message.request_id, go_on)
+        if self.adapters.has(message.adapter):
+            go_on(None)
+            return
+        is_prompt = message.num_virtual_tokens > 0
+        self.adapters.wait(message.adapter, message.adapter_path, message.request_id, go_on, is_prompt=is_prompt)
 
     def _queue(self, message: AddRequest, matcher: Matcher | None) -> None:
         try:

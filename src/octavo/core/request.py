@@ -73,6 +73,7 @@ class Request:
         "num_prompt_tokens",
         "num_swapped_blocks",
         "num_swapped_tokens",
+        "num_virtual_tokens",
         "order",
         "params",
         "pooling",
@@ -106,7 +107,9 @@ class Request:
         its input."""
         params = message.params
         self.request_id = message.request_id
-        self.token_ids: list[int] = list(message.prompt_token_ids)
+        # Rows of a prompt adapter count as tokens of the prompt, the first ones; no one looks at their ids.
+        self.num_virtual_tokens = message.num_virtual_tokens
+        self.token_ids: list[int] = [0] * message.num_virtual_tokens + list(message.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.params = params
         self.eos_token_ids = message.eos_token_ids
@@ -169,7 +172,8 @@ class Request:
         self.next_settle_tokens = 0  # computed tokens at which a block enters the cache, or a window leaves one
         self.cache_parent: PrefixNode | str = self.cache_salt  # what the next block of the chain hangs on
 
-        self.num_prompt_logprobs = 0  # prompt tokens whose log probabilities were told, the first not counted
+        # Prompt tokens whose log probabilities were told, the first not counted; nobody asks for those of virtual ones.
+        self.num_prompt_logprobs = self.num_virtual_tokens
 
         # Reported with the first output.
         self.first_output_sent = False

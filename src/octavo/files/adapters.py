@@ -7,6 +7,7 @@ from typing import Final
 
 from octavo.base.config import ModelConfig
 from octavo.base.errors import CheckpointError
+from octavo.files.reading import read_object
 from octavo.files.sources import adapter_snapshot
 
 #: PEFT's two files, whatever form the second has.
@@ -16,6 +17,24 @@ _MORE: Final = (
     "new_embeddings.safetensors", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json",
     "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+
+
+_MAX_CONFIG_BYTES: Final = 1 << 20
+#: PEFT's methods that train rows in front of prompts, by which an adapter is a prompt adapter.
+PROMPT_TYPES: Final = ("PROMPT_TUNING", "P_TUNING")
+
+
+def peft_type(path: Path) -> str:
+    """What a directory says that it holds; "": nothing, or it cannot be read, and whoever reads all of it says why."""
+    try:
+        found = read_object(path / FILES[0], _MAX_CONFIG_BYTES).get("peft_type")
+    except CheckpointError:
+        return ""
+    return found if isinstance(found, str) else ""
+
+
+def is_prompt_adapter(path: Path) -> bool:
+    return peft_type(path) in PROMPT_TYPES
 
 
 def resolve_adapter(name: str, config: ModelConfig) -> Path:

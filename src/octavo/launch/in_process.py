@@ -91,7 +91,7 @@ async def _run(
     watched = create_app(state, [route for route in table if route.path in _WATCHED])
     client.start()
     try:
-        await load_modules(model.adapters, config.server.lora_modules)
+        await load_modules(model.adapters, config.server)
         async with _listening(watched, config, listener) if listener is not None else _lifespan(watched):
             return await _until_signal(work(InProcess(create_app(state, table), table, state)))
     finally:

@@ -101,14 +101,14 @@ class ServeLoop:
         model = served_model(self._config, self._names, self._client, text, place.adapter_numbers)
         if (taker := model.media or model.speech) is not None:
             watchers.metrics.tell_media(taker.stats)
-        if model.adapters is not None:
+        if info.max_loras:
             watchers.metrics.tell_adapters(self._client.adapter_names, info.max_loras)
         state = ServerState(server, Models([model]), watchers.metrics, self._config.engine, place.siblings, place.store)
         self._server = place.http_server(http_config(create_app(state), server), self._on_listening)
         await place.open(self._on_signal)
         self._client.start()
         try:
-            await load_modules(model.adapters, server.lora_modules)
+            await load_modules(model.adapters, server)
             if server.responses_store is not None and place.store is None:
                 await state.store.open()
             await place.wait_turn(self._listener)

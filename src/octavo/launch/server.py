@@ -186,16 +186,18 @@ def make_renderer(tokenizer: Tokenizer, config: ServerConfig) -> Renderer:
 
 
 def check_modules(config: ServeConfig, names: Sequence[str]) -> None:
-    """Raise `InvalidConfig` for adapters without --enable-lora, and for those that cannot be meant."""
-    server = config.server
+    """Raise `InvalidConfig` for adapters of a kind that is not enabled, and for those that cannot be meant."""
+    server, lora, prompts = config.server, "--enable-lora", "--enable-prompt-adapter"
     given = {
-        "--lora-modules": server.lora_modules, "--lora-resolver-dir": server.lora_resolver_dir,
-        "--allow-runtime-lora-updating": server.allow_runtime_lora_updating,
+        "--lora-modules": (server.lora_modules, [lora]), "--prompt-adapters": (server.prompt_adapters, [prompts]),
+        "--lora-resolver-dir": (server.lora_resolver_dir, [lora, prompts]),
+        "--allow-runtime-lora-updating": (server.allow_runtime_lora_updating, [lora, prompts]),
     }  # fmt: skip
-    for flag, value in given.items():
-        if value and not config.engine.lora.enable_lora:
-            raise InvalidConfig(f"{flag} needs --enable-lora")
-    parse_modules(server.lora_modules, names)
+    enabled = {lora: config.engine.lora.enable_lora, prompts: config.engine.prompt_adapter.enable_prompt_adapter}
+    for flag, (value, needed) in given.items():
+        if value and not any(enabled[each] for each in needed):
+            raise InvalidConfig(f"{flag} needs {' or '.join(needed)}")
+    parse_modules(server, names)
     if server.lora_resolver_dir is not None and not Path(server.lora_resolver_dir).expanduser().is_dir():
         raise InvalidConfig(f"--lora-resolver-dir {server.lora_resolver_dir}: there is no such directory")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,17 +17,11 @@ from octavo.models.tower import TowerDefinition, define_tower
 from octavo.ops.operands import Buffer, Cache, Weight
 from octavo.ops.operations import (
     Add,
-    Attend,
     CacheOp,
-    CausalConv,
     Embed,
     Experts,
-    HeadLinear,
-    LatentAttend,
-    Linear,
     Op,
     ReplaceRows,
-    SelectiveScan,
 )
 from octavo.ops.program import Program, program
 
@@ -76,15 +69,7 @@ class Definition:
     @property
     def layer_ops_per_token(self) -> int:
         """Sums and products of the layers' matrices for one token."""
-        values = 0
-        for op in self.program.ops:
-            if isinstance(op, Linear | HeadLinear | CausalConv):
-                values += math.prod(op.weight.shape)
-            elif isinstance(op, SelectiveScan) and len(op.a_log.shape) == 2:
-                values += math.prod(op.a_log.shape)
-            elif isinstance(op, Experts):
-                values += op.top_k * sum(math.prod(each.shape[1:]) for each in (op.gate_up_weight, op.down_weight))
-        return 2 * values
+        return self.program.matrix_ops
 
     @property
     def expert_share(self) -> float:
@@ -95,8 +80,7 @@ class Definition:
     @property
     def attention_ops_per_key(self) -> int:
         """Sums and products of all layers' attentions for one key that one token sees."""
-        attends = (op for op in self.program.ops if isinstance(op, Attend | LatentAttend))
-        return sum(op.cache.heads.ops_per_key for op in attends)
+        return self.program.attention_ops
 
 
 def define(spec: ModelSpec) -> Definition:

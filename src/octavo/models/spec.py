@@ -223,6 +223,11 @@ class TowerSpec:
     #: Of a tower that hears, in the place of patches. `num_positions` is then the most rows of a piece of a sound.
     sound: FramesSpec | None = None
 
+    @property
+    def drops_rows(self) -> bool:
+        """Of a picture, that of the class token."""
+        return self.has_class_token and not self.keeps_class
+
 
 @dataclass(frozen=True, kw_only=True)
 class PicturesSpec:
@@ -306,6 +311,7 @@ class ModelSpec:
     embedding_norm: NormSpec | None = None
     learned_positions: bool = False  # a table with a row for each of the positions
     embedding_scale: float = 1.0
+    given_scale: float = 1.0  # what the model multiplies rows by that are given in the place of the embedding's
     tie_word_embeddings: bool = False
     lm_head_bias: bool = False  # of an output matrix that is not tied
     unit_lm_head: bool = False  # its rows are brought to length 1

@@ -24,6 +24,7 @@ from octavo.models.checkpoint import StoredCheckpoint, TensorFile, read_index, r
 from octavo.models.safetensors_file import SafetensorsFile
 from octavo.models.tensorizer_file import TensorizerFile
 from octavo.models.torch_file import TorchFile
+from octavo.models.whisper_files import GgmlFile, is_ggml, name_of
 
 _PT_INDEX: Final = "pytorch_model.bin.index.json"
 _PT_SINGLE: Final = "pytorch_model.bin"
@@ -37,7 +38,10 @@ _NPCACHE: Final = "np"
 def torch_checkpoint(directory: Path) -> StoredCheckpoint:
     """The pickles of a directory. Raises `CheckpointError`."""
     config = read_json(directory / "config.json")
-    return StoredCheckpoint(directory, config, [TorchFile(path) for path in torch_files(directory)])
+    if config.get("model_type") != "whisper":
+        return StoredCheckpoint(directory, config, [TorchFile(path) for path in torch_files(directory)])
+    files = [GgmlFile(path) if is_ggml(path) else TorchFile(path) for path in torch_files(directory)]
+    return StoredCheckpoint(directory, config, files, name_of)
 
 
 def torch_files(directory: Path) -> list[Path]:

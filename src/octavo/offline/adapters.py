@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from octavo.base.errors import InvalidRequest
 from octavo.served.model import ServedModel
+
+_LORA, _PROMPT = "lora_request", "prompt_adapter_request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,26 +22,66 @@ class LoRARequest:
     lora_path: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class PromptAdapterRequest:
+    """A prompt adapter, as `LoRARequest`. `prompt_adapter_num_virtual_tokens`: 0, or what its files say."""
+
+    prompt_adapter_name: str
+    prompt_adapter_id: int = 0
+    prompt_adapter_local_path: str = ""
+    prompt_adapter_num_virtual_tokens: int = 0
+
+
 #: One for all prompts, or for each one or None.
 LoRARequests: TypeAlias = LoRARequest | Sequence[LoRARequest | None] | None
+PromptAdapterRequests: TypeAlias = PromptAdapterRequest | Sequence[PromptAdapterRequest | None] | None
+
+T = TypeVar("T")
 
 
-async def with_adapters(model: ServedModel, given: LoRARequests, count: int) -> list[ServedModel]:
+async def with_adapters(
+    model: ServedModel, loras: LoRARequests, prompts: PromptAdapterRequests, count: int
+) -> list[ServedModel]:
     """The model of each of `count` prompts. Raises `InvalidRequest` for an adapter that cannot be used."""
-    requests: Sequence[LoRARequest | None]
-    if given is None or isinstance(given, LoRARequest):
-        requests = [given] * count
-    else:
-        requests = list(given)
+    pairs = zip(_each(loras, count, _LORA), _each(prompts, count, _PROMPT), strict=True)
+    return [await _with_adapter(model, *pair) for pair in pairs]
+
+
+def _each(given: T | Sequence[T | None] | None, count: int, name: str) -> Sequence[T | None]:
+    requests: Sequence[T | None] = list(given) if isinstance(given, Sequence) else [given] * count
     if len(requests) != count:
-        raise InvalidRequest(f"`lora_request` has {len(requests)} entries for {count} prompts.", "lora_request")
-    return [model if request is None else await _with_adapter(model, request) for request in requests]
+        raise InvalidRequest(f"`{name}` has {len(requests)} entries for {count} prompts.", name)
+    return requests
 
 
-async def _with_adapter(model: ServedModel, request: LoRARequest) -> ServedModel:
-    if model.adapters is None:
-        raise InvalidRequest("`lora_request` needs `LLM(..., enable_lora=True)`.", "lora_request")
+async def _with_adapter(
+    model: ServedModel, lora: LoRARequest | None, prompt: PromptAdapterRequest | None
+) -> ServedModel:
+    if lora is not None and prompt is not None:
+        raise InvalidRequest("A prompt runs with one adapter: `lora_request` or `prompt_adapter_request`.", _PROMPT)
+    if lora is not None:
+        if not model.info.max_loras:
+            raise InvalidRequest("`lora_request` needs `LLM(..., enable_lora=True)`.", _LORA)
+        return await _loaded(model, lora.lora_name, lora.lora_path, _LORA, is_prompt=False)
+    if prompt is None:
+        return model
+    if not model.info.max_prompt_adapters:
+        raise InvalidRequest("`prompt_adapter_request` needs `LLM(..., enable_prompt_adapter=True)`.", _PROMPT)
+    path = prompt.prompt_adapter_local_path
+    found = await _loaded(model, prompt.prompt_adapter_name, path, _PROMPT, is_prompt=True)
+    given = prompt.prompt_adapter_num_virtual_tokens
+    if given not in (0, found.num_virtual_tokens):
+        raise InvalidRequest(
+            f"`prompt_adapter_num_virtual_tokens` is {given}, and {path} has {found.num_virtual_tokens}.", _PROMPT
+        )
+    return found
+
+
+async def _loaded(model: ServedModel, name: str, path: str, param: str, *, is_prompt: bool) -> ServedModel:
+    assert model.adapters is not None, "the engine takes some"
     try:
-        return model.with_adapter(await model.adapters.of_path(request.lora_name, request.lora_path))
+        found = model.with_adapter(await model.adapters.of_path(name, path, is_prompt=is_prompt))
+        await found.adapter_ready()
     except InvalidRequest as exc:
-        raise InvalidRequest(exc.message, "lora_request") from None
+        raise InvalidRequest(exc.message, param) from None
+    return found

@@ -29,17 +29,32 @@ from octavo.base.suggest import nearest
 from octavo.client.generation import FinalOutput, fold
 from octavo.client.sleep_mode import SLEEP_LEVELS
 from octavo.launch.engine_thread import EngineThread
-from octavo.offline.adapters import LoRARequest, LoRARequests, with_adapters
+from octavo.offline.adapters import (
+    LoRARequest,
+    LoRARequests,
+    PromptAdapterRequest,
+    PromptAdapterRequests,
+    with_adapters,
+)
 from octavo.offline.media import given_media
 from octavo.offline.outputs import CompletionOutput, Logprob, RequestOutput, request_output
 from octavo.offline.pooling import PoolingCalls
+from octavo.offline.transcription import TranscriptionCalls, TranscriptionOutput
 from octavo.served.model import Prepared, ServedModel
 from octavo.served.turn import Continuation, Conversation, MediaOptions, Turn
 from octavo.text.grammars.grammar import spec_of_params
 from octavo.text.tokenizers.tokenizer import Tokenizer
 from octavo.wire.messages import EngineInfo
 
-__all__ = ["LLM", "CompletionOutput", "LoRARequest", "Logprob", "RequestOutput"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "LoRARequest",
+    "Logprob",
+    "PromptAdapterRequest",
+    "RequestOutput",
+    "TranscriptionOutput",
+]
 
 T = TypeVar("T")
 #: Settings that may be mappings in place of JSON.
@@ -68,13 +83,13 @@ DEFAULT_MAX_TOKENS = 16
 RETRY_SECONDS = 0.05
 
 
-class LLM(PoolingCalls):
+class LLM(PoolingCalls, TranscriptionCalls):
     """A loaded model. Ends with `close`, at the end of a `with` block, or with the last reference to it.
 
     `LLM("org/repo", max_model_len=4096, ...)`: the model as `octavo serve` takes it, the fields of `ModelConfig`,
-    `CacheConfig`, `SchedulerConfig`, `ParallelConfig` and `LoraConfig`, and those of `ServerConfig` in
-    `SERVER_SETTINGS`; those that hold JSON, such as `override_generation_config` and `limit_mm_per_prompt`, may be
-    mappings.
+    `CacheConfig`, `SchedulerConfig`, `ParallelConfig`, `LoraConfig` and `PromptAdapterConfig`, and those of
+    `ServerConfig` in `SERVER_SETTINGS`; those that hold JSON, such as `override_generation_config` and
+    `limit_mm_per_prompt`, may be mappings.
     Raises `StartupError`; no process is left then.
     """
 
@@ -153,18 +168,21 @@ class LLM(PoolingCalls):
         priority: Sequence[int] | None = None,
         beams: BeamParams | None = None,
         lora_request: LoRARequests = None,
+        prompt_adapter_request: PromptAdapterRequests = None,
     ) -> list[RequestOutput]:
         """The results for all prompts, in their order, generated together; with `beams` the best of a beam search.
 
         One `sampling_params` for all prompts or one for each; none means the model's defaults, with 16 tokens if they
-        do not say. `lora_request`: the adapter of all prompts, or of each. All prompts are checked before any is
-        started. Raises `RequestError` naming what is wrong, or `ServerError`.
+        do not say. `lora_request`, `prompt_adapter_request`: the adapter of all prompts, or of each. All prompts
+        are checked before any is started. Raises `RequestError` naming what is wrong, or `ServerError`.
         """
         if not isinstance(prompts, str | Mapping | Sequence):
             raise InvalidRequest("`prompts` is a prompt or a list of prompts.", "prompts")
         items: Sequence[Any] = [prompts] if _is_one_prompt(prompts) else list(prompts)
         given = [_prompt(item, i) for i, item in enumerate(items)]
-        return self._run(given, sampling_params, DEFAULT_MAX_TOKENS, priority, use_tqdm, beams, lora_request)
+        return self._run(
+            given, sampling_params, DEFAULT_MAX_TOKENS, priority, use_tqdm, beams, lora_request, prompt_adapter_request
+        )
 
     def chat(
         self,
@@ -180,6 +198,7 @@ class LLM(PoolingCalls):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
         lora_request: LoRARequests = None,
+        prompt_adapter_request: PromptAdapterRequests = None,
     ) -> list[RequestOutput]:
         """The replies to one conversation or to several. `prompt` of a result is the conversation as the model saw it.
 
@@ -207,7 +226,7 @@ class LLM(PoolingCalls):
             )
             for conversation in ([messages] if is_one else messages)
         ]
-        return self._run(given, sampling_params, None, None, use_tqdm, lora_request=lora_request)
+        return self._run(given, sampling_params, None, None, use_tqdm, None, lora_request, prompt_adapter_request)
 
     def _run(
         self,
@@ -218,6 +237,7 @@ class LLM(PoolingCalls):
         use_tqdm: bool,
         beams: BeamParams | None = None,
         lora_request: LoRARequests = None,
+        prompt_adapter_request: PromptAdapterRequests = None,
     ) -> list[RequestOutput]:
         beams = with_types(beams) if beams is not None else None
         if sampling_params is None:
@@ -240,7 +260,7 @@ class LLM(PoolingCalls):
             )
             for given, sampling, rank in zip(prompts, chosen, _priorities(priority, len(prompts)), strict=True)
         ]
-        models = self._thread.run(with_adapters(self._model, lora_request, len(turns)))
+        models = self._thread.run(with_adapters(self._model, lora_request, prompt_adapter_request, len(turns)))
         prepared = self._thread.run(_prepare_all(models, turns))
         with _Progress(len(turns), enabled=use_tqdm) as progress:
             window = 2 * self._model.info.max_num_seqs
@@ -321,7 +341,8 @@ def offline_config(model: str, settings: Mapping[str, Any]) -> ServeConfig:
             raise InvalidConfig(f"{exc}") from None
 
     # The others are of the server's log and traces.
-    parts = {name: getattr(EngineConfig(), name) for name in ("model", "cache", "scheduler", "parallel", "lora")}
+    names = "model", "cache", "scheduler", "parallel", "lora", "prompt_adapter"
+    parts = {name: getattr(EngineConfig(), name) for name in names}
     engine = EngineConfig(**{name: part(default, _as_dict(default)) for name, default in parts.items()})
     # What a program asks of its own model needs nobody's trust.
     server = replace(part(ServerConfig(), SERVER_SETTINGS), trust_request_mm_kwargs=True)

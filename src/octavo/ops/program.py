@@ -6,12 +6,29 @@ or rewrite it (`triton.fuse`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from octavo.ops.operands import Buffer, Cache, State
-from octavo.ops.operations import Add, AddNorm, CacheOp, KeepRows, MergeRows, Norm, Op, StateOp
+from octavo.ops.operations import (
+    Add,
+    AddNorm,
+    Attend,
+    CacheOp,
+    CausalConv,
+    Experts,
+    HeadLinear,
+    KeepRows,
+    LatentAttend,
+    Linear,
+    MergeRows,
+    Norm,
+    Op,
+    SelectiveScan,
+    StateOp,
+)
 
 
 class ProgramError(Exception):
@@ -20,10 +37,12 @@ class ProgramError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """The operations of a step in order, and the buffer that holds its result at the end."""
+    """The operations of a step in order, the buffer that holds its result at the end, and those that beside it keep
+    what was written to them until the next step."""
 
     ops: tuple[Op, ...]
     output: Buffer
+    kept: tuple[Buffer, ...] = ()
 
     @cached_property
     def lives(self) -> dict[Buffer, tuple[int, int]]:
@@ -35,7 +54,8 @@ class Program:
                 lives[buffer] = at, at
             for buffer in op.buffers((*op.reads, *op.changes)):
                 lives[buffer] = lives[buffer][0], at
-        lives[self.output] = lives[self.output][0], len(self.ops)
+        for buffer in (self.output, *self.kept):
+            lives[buffer] = lives[buffer][0], len(self.ops)
         return lives
 
     @cached_property
@@ -49,6 +69,25 @@ class Program:
         """By their index."""
         found = {op.state.index: op.state for op in self.ops if isinstance(op, StateOp)}
         return tuple(found[index] for index in sorted(found))
+
+    @property
+    def matrix_ops(self) -> int:
+        """Sums and products of its matrices for one row."""
+        values = 0
+        for op in self.ops:
+            if isinstance(op, Linear | HeadLinear | CausalConv):
+                values += math.prod(op.weight.shape)
+            elif isinstance(op, SelectiveScan) and len(op.a_log.shape) == 2:
+                values += math.prod(op.a_log.shape)
+            elif isinstance(op, Experts):
+                values += op.top_k * sum(math.prod(each.shape[1:]) for each in (op.gate_up_weight, op.down_weight))
+        return 2 * values
+
+    @property
+    def attention_ops(self) -> int:
+        """Sums and products of its attentions for one key that one row sees."""
+        attends = (op for op in self.ops if isinstance(op, Attend | LatentAttend))
+        return sum(op.cache.heads.ops_per_key for op in attends)
 
     def check(self) -> None:
         """Prove that the widths fit, that each buffer is written once and before it is used, and that no operation

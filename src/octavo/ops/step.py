@@ -89,9 +89,13 @@ class AttentionPlanners:
     def arrays(self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int) -> PlannedArrays:
         return _together([each.arrays(seq_lens, query_start_loc, num_decodes) for each in self._planners.values()])
 
-    def padded_arrays(self, seq_lens: np.ndarray, size: int) -> PlannedArrays | None:
+    def padded_arrays(
+        self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int, **most: int
+    ) -> PlannedArrays | None:
         """None: one of them has no plan of a fixed shape for the step."""
-        planned = [each.padded_arrays(seq_lens, size) for each in self._planners.values()]
+        planned = [
+            each.padded_arrays(seq_lens, query_start_loc, num_decodes, **most) for each in self._planners.values()
+        ]
         return None if None in planned else _together(planned)
 
     def plan(self, arrays: PlannedArrays, tensors: Sequence[Tensor]) -> dict[Heads | Latent, Any]:

@@ -15,15 +15,23 @@ _ALIGNMENT = 256
 class Workspace:
     """The buffers of a program for steps of up to `capacity` tokens; the same addresses as long as it lives."""
 
-    def __init__(self, program: Program, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
-        """`dtype`: of activations."""
+    def __init__(
+        self,
+        program: Program,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        memory: Tensor | None = None,
+    ) -> None:
+        """`dtype`: of activations. `memory`: uint8, from `room_for`, shared with programs that run one behind another;
+        None: it has its own."""
         self.capacity = capacity
         itemsizes = {buffer: (buffer.dtype or dtype).itemsize for buffer in program.lives}
         sizes = {buffer: capacity * buffer.width * itemsizes[buffer] for buffer in program.lives}
         offsets = _offsets(program.lives, sizes)
         self.num_bytes = max((offsets[buffer] + sizes[buffer] for buffer in sizes), default=0)
-        memory = torch.empty(self.num_bytes + _ALIGNMENT, dtype=torch.uint8, device=device)
-        memory = memory[-memory.data_ptr() % _ALIGNMENT :]
+        if memory is None:
+            memory = room_for(self.num_bytes, device)
         # One tensor a place, so that views of it can be made once a step.
         places: dict[tuple[int, int, torch.dtype], Tensor] = {}
         self._tensors: dict[Buffer, Tensor] = {}
@@ -37,6 +45,12 @@ class Workspace:
     def __getitem__(self, buffer: Buffer) -> Tensor:
         """[capacity, width]."""
         return self._tensors[buffer]
+
+
+def room_for(num_bytes: int, device: torch.device) -> Tensor:
+    """Memory of a workspace, uint8, aligned."""
+    memory = torch.empty(num_bytes + _ALIGNMENT, dtype=torch.uint8, device=device)
+    return memory[-memory.data_ptr() % _ALIGNMENT :]
 
 
 def _offsets(lives: dict[Buffer, tuple[int, int]], sizes: dict[Buffer, int]) -> dict[Buffer, int]:

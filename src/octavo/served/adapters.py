@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from octavo.base.config import ModelConfig
+from octavo.base.config import AdaptersConfig, ModelConfig
 from octavo.base.errors import (
     CheckpointError,
     InvalidConfig,
@@ -24,7 +24,7 @@ from octavo.base.errors import (
     clip,
     unusable_adapter,
 )
-from octavo.files.adapters import adapter_in, resolve_adapter
+from octavo.files.adapters import adapter_in, is_prompt_adapter, peft_type, resolve_adapter
 from octavo.served.voice import Voice
 from octavo.wire.messages import AdapterInfo
 
@@ -38,7 +38,7 @@ _MAX_NAME_CHARS: Final = 256
 class AdapterEngine(Protocol):
     """What of `parts.Engine` is about adapters."""
 
-    async def load_adapter(self, key: str, path: str) -> AdapterInfo: ...
+    async def load_adapter(self, key: str, path: str, *, is_prompt: bool = False) -> AdapterInfo: ...
 
     async def drop_adapter(self, key: str) -> None: ...
 
@@ -51,6 +51,7 @@ class Adapter:
     key: str
     path: str  # on this machine
     source: str  # as it was given
+    is_prompt: bool = False  # it puts rows in front of prompts, and changes no weights
     created: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -64,10 +65,15 @@ class AdapterFacts:
 
 @dataclass(frozen=True, slots=True)
 class AdapterModule:
-    """One of --lora-modules."""
+    """One of --lora-modules, or of --prompt-adapters."""
 
     name: str
     path: str
+    is_prompt: bool = False
+
+    @property
+    def flag(self) -> str:
+        return "--prompt-adapters" if self.is_prompt else "--lora-modules"
 
 
 class Adapters:
@@ -82,8 +88,8 @@ class Adapters:
         read_voice: Callable[[Path], Voice | None] = lambda path: None,
         numbers: Iterator[int] | None = None,
     ) -> None:
-        """`taken`: names that no adapter may have. `read_voice`: `voice.voice_reader`. `numbers`: for keys; no other
-        process on the engine has them."""
+        """Of both kinds. `taken`: names that no adapter may have. `read_voice`: `voice.voice_reader`. `numbers`: for
+        keys; no other process on the engine has them."""
         self._read_voice = read_voice
         self._engine, self._model, self._taken = engine, model, taken
         self._directory = None if resolver_dir is None else Path(resolver_dir).expanduser()
@@ -94,7 +100,8 @@ class Adapters:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self._by_name)
+        """Those of prompt adapters last."""
+        return tuple(sorted(self._by_name, key=lambda name: self._by_name[name].is_prompt))
 
     def find(self, name: str) -> Adapter | None:
         """The adapter that a request names, also one that lies in the directory and was not asked for before."""
@@ -102,14 +109,15 @@ class Adapters:
         if found is None and self._directory is not None and _NAME.fullmatch(name):
             path = adapter_in(self._directory, name)
             if path is not None:
-                found = self._by_name[name] = Adapter(name, self.new_key(name), str(path), str(path))
+                found = self._by_name[name] = self._made(name, path, str(path))
         return found
 
     def new_key(self, name: str) -> str:
         return f"{next(self._numbers)} {name}"
 
-    async def load(self, name: str, source: str, key: str = "") -> Adapter:
+    async def load(self, name: str, source: str, key: str = "", *, is_prompt: bool | None = None) -> Adapter:
         """Serve an adapter from here on. `key`: where other processes serve it too, by this one; "": a new one.
+        `is_prompt`: of which kind it has to be.
 
         Raises `InvalidRequest`, and `ServerError` where the engine is gone.
         """
@@ -118,7 +126,10 @@ class Adapters:
         if name in self._taken or name in self._by_name:
             raise InvalidRequest(f"The name `{clip(name, 64)}` is taken: a model or an adapter has it.", "lora_name")
         path = await self._found(name, source)
-        adapter = Adapter(name, key or self.new_key(name), path, source)
+        adapter = self._made(name, path, source, key)
+        if is_prompt is not None and adapter.is_prompt != is_prompt and (kind := peft_type(path)):
+            wanted = "a prompt adapter" if is_prompt else "a LoRA adapter"
+            raise unusable_adapter(name, f"{source} is not {wanted}: its peft_type is {clip(kind, 40)}", "lora_path")
         await self.ready(adapter)
         if name in self._by_name:  # by another load meanwhile
             await self._engine.drop_adapter(adapter.key)
@@ -127,11 +138,11 @@ class Adapters:
         logger.info("adapter %s is served, from %s", name, source)
         return adapter
 
-    async def of_path(self, name: str, source: str) -> Adapter:
+    async def of_path(self, name: str, source: str, *, is_prompt: bool) -> Adapter:
         """`load`, or what was loaded under this name from the same place."""
         found = self._by_name.get(name)
-        if found is None or found.source != source:
-            return await self.load(name, source)
+        if found is None or found.source != source or found.is_prompt != is_prompt:
+            return await self.load(name, source, is_prompt=is_prompt)
         return found
 
     async def forget(self, name: str, key: str) -> None:
@@ -161,7 +172,7 @@ class Adapters:
 
     async def _load(self, adapter: Adapter) -> AdapterFacts:
         try:
-            info = await self._engine.load_adapter(adapter.key, adapter.path)
+            info = await self._engine.load_adapter(adapter.key, adapter.path, is_prompt=adapter.is_prompt)
             facts = AdapterFacts(info, await self._voice(adapter))
         except (ServerError, InvalidRequest) as exc:
             if self._by_name.get(adapter.name) is adapter:
@@ -182,35 +193,40 @@ class Adapters:
             await self._engine.drop_adapter(adapter.key)
             raise unusable_adapter(adapter.name, exc.message, "lora_path") from None
 
-    async def _found(self, name: str, source: str) -> str:
+    async def _found(self, name: str, source: str) -> Path:
         try:
-            return str(await asyncio.to_thread(resolve_adapter, source, self._model))
+            return await asyncio.to_thread(resolve_adapter, source, self._model)
         except StartupError as exc:
             raise unusable_adapter(name, exc.message, "lora_path") from None
 
+    def _made(self, name: str, path: Path, source: str, key: str = "") -> Adapter:
+        return Adapter(name, key or self.new_key(name), str(path), source, is_prompt_adapter(path))
 
-async def load_modules(adapters: Adapters | None, modules: Sequence[str]) -> None:
-    """Those of --lora-modules, one after the other. Raises `CheckpointError` for one that does not fit.
+
+async def load_modules(adapters: Adapters | None, config: AdaptersConfig) -> None:
+    """Those of --lora-modules and --prompt-adapters, one after the other. Raises `CheckpointError` for one that does
+    not fit.
 
     Their keys are the same in all processes that serve them, and no others'.
     """
-    if not modules or adapters is None:
+    if adapters is None:
         return
-    for module in parse_modules(modules, ()):
+    for module in parse_modules(config, ()):
         try:
-            await adapters.load(module.name, module.path, f"module {module.name}")
+            await adapters.load(module.name, module.path, f"module {module.name}", is_prompt=module.is_prompt)
         except InvalidRequest as exc:
-            raise CheckpointError(f"--lora-modules {module.name}: {exc.message}") from None
+            raise CheckpointError(f"{module.flag} {module.name}: {exc.message}") from None
 
 
-def parse_modules(words: Sequence[str], names: Sequence[str]) -> list[AdapterModule]:
-    """`name=path`, or JSON objects. `names`: of the model, which `base_model_name` must be one of; none: anything.
-    Raises `InvalidConfig`."""
-    modules = [_module(word, names) for word in words]
+def parse_modules(config: AdaptersConfig, names: Sequence[str]) -> list[AdapterModule]:
+    """Of --lora-modules `name=path` or JSON objects, of --prompt-adapters `name=path`. `names`: of the model, which
+    `base_model_name` must be one of; none: anything. Raises `InvalidConfig`."""
+    modules = [_module(word, names) for word in config.lora_modules]
+    modules += [_named_path(word, is_prompt=True) for word in config.prompt_adapters]
     seen: set[str] = set()
     for module in modules:
         if module.name in seen or module.name in names:
-            raise InvalidConfig(f"--lora-modules: the name {module.name!r} is taken twice")
+            raise InvalidConfig(f"{module.flag}: the name {module.name!r} is taken twice")
         seen.add(module.name)
     return modules
 
@@ -230,7 +246,12 @@ def _module(word: str, names: Sequence[str]) -> AdapterModule:
                 f"--lora-modules: base_model_name {clip(str(base), 80)!r} is not the model that is served"
             )
         return AdapterModule(given["name"], given["path"])
-    name, separator, path = word.partition("=")
-    if not separator or not name or not path:
-        raise InvalidConfig(f"--lora-modules: {clip(word, 80)!r} is not name=path")
-    return AdapterModule(name, path)
+    return _named_path(word, is_prompt=False)
+
+
+def _named_path(word: str, *, is_prompt: bool) -> AdapterModule:
+    name, _, path = word.partition("=")
+    module = AdapterModule(name, path, is_prompt)
+    if not name or not path:
+        raise InvalidConfig(f"{module.flag}: {clip(word, 80)!r} is not name=path")
+    return module

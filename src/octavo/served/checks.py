@@ -92,8 +92,9 @@ def _bad_words(words: Sequence[str], renderer: Renderer) -> tuple[tuple[int, ...
     return tuple(sequences)
 
 
-def truncated(ids: list[int], params: SamplingParams, turn: Turn, info: EngineInfo) -> list[int]:
-    """The prompt as far as the turn lets it be; -1 leaves room for what is generated, unless an encoder has its own."""
+def truncated(ids: list[int], params: SamplingParams, turn: Turn, info: EngineInfo, num_virtual: int = 0) -> list[int]:
+    """The prompt as far as the turn lets it be; -1 leaves room for what is generated, unless an encoder has its own,
+    and for the virtual tokens in front of it."""
     wanted, most = turn.truncate, info.max_encoder_len or info.max_model_len
     if wanted is None:
         return ids
@@ -102,7 +103,7 @@ def truncated(ids: list[int], params: SamplingParams, turn: Turn, info: EngineIn
     if wanted == -1 and info.max_encoder_len:
         wanted = most
     elif wanted == -1:
-        room = min(info.max_model_len, info.max_request_tokens)
+        room = min(info.max_model_len, info.max_request_tokens) - num_virtual
         wanted = max(1, room - (params.max_tokens or max(turn.default_max_tokens or 1, params.min_tokens)))
     if len(ids) <= wanted:
         return ids

@@ -140,7 +140,7 @@ class ServedModel:
         if vocabulary is not None:
             speech = Transcriber(vocabulary, engine, parts["tokenizer"], parts["renderer"], info, server)
         adapters = None
-        if info.max_loras:
+        if info.max_loras or info.max_prompt_adapters:
             read_voice = voice_reader(parts["tokenizer"], parts["renderer"])
             adapters = Adapters(
                 engine, settings.engine.model, parts["names"], server.lora_resolver_dir, read_voice, adapter_numbers
@@ -164,6 +164,7 @@ class ServedModel:
         if 0 < self.info.num_positions < self.info.max_model_len:  # more is for adapters that know them
             self.info = msgspec.structs.replace(self.info, max_model_len=self.info.num_positions)
         self.num_ids = self.info.vocab_size  # of tokens that requests may name
+        self.num_virtual_tokens = 0  # of a prompt adapter, in front of each prompt
         self.voice: Voice | None = None  # of an adapter with a tokenizer of its own
         self.texts = TokenTexts(self.tokenizer)
         self.prompts = PromptMaker(self.renderer, self.config, self.info, self.media)
@@ -229,6 +230,7 @@ class ServedModel:
         except InvalidRequest as exc:
             raise InvalidRequest(exc.message, "model") from None
         voice, self.num_ids = facts.voice, self.info.vocab_size + facts.info.num_extra
+        self.num_virtual_tokens = facts.info.num_virtual_tokens
         if facts.info.context_length:
             self.info = msgspec.structs.replace(self.engine_info, max_model_len=facts.info.context_length)
         if voice is not None and voice is not self.voice:
@@ -245,6 +247,7 @@ class ServedModel:
             return {}
         fields: dict[str, Any] = {
             "adapter": adapter.key, "adapter_name": adapter.name, "adapter_path": adapter.path,
+            "num_virtual_tokens": self.num_virtual_tokens,
         }  # fmt: skip
         if voice is not None:
             fields["tokenizer"] = voice.tokenizer
@@ -275,15 +278,19 @@ class ServedModel:
             own = await self._held(params, plan, is_thinking, turn)
             if prompt.ends:
                 own = msgspec.structs.replace(own, stop_token_ids=(*own.stop_token_ids, *prompt.ends))
-            ids, encoder_ids, text, encoder_text = truncated(prompt.ids, own, turn, self.info), [], prompt.text, None
+            ids = truncated(prompt.ids, own, turn, self.info, self.num_virtual_tokens)
+            encoder_ids, text, encoder_text = [], prompt.text, None
             if ids is not prompt.ids:
                 text = None
                 if prompt.media:
                     raise InvalidRequest("A prompt with media cannot be cut.", "truncate_prompt_tokens")
+            if prompt.media and self.num_virtual_tokens:
+                raise InvalidRequest("A prompt adapter takes no media beside it.", prompt.param)
             if prompt.decoder_ids is not None:
                 check_encoder_input(ids, self.info, prompt.param)
                 ids, encoder_ids, text, encoder_text = prompt.decoder_ids, ids, prompt.decoder_text, text
-            own = sized(own, len(ids), self.info, prompt.param, self._default_max_tokens(turn))
+            num_prompt = self.num_virtual_tokens + len(ids)
+            own = sized(own, num_prompt, self.info, prompt.param, self._default_max_tokens(turn))
             reading = None if plan is None else self._reading(turn, plan, is_thinking, own)
             request_id = turn.request_id if len(made) == 1 else f"{turn.request_id}-{place}"
             prompts.append(

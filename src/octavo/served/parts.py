@@ -70,8 +70,9 @@ class Engine(Protocol):
         """Forget every cached block. Raises `ServerError`."""
         ...
 
-    async def load_adapter(self, key: str, path: str) -> AdapterInfo:
-        """Have the engine read an adapter. Raises `ServerError` with what is wrong with its files."""
+    async def load_adapter(self, key: str, path: str, *, is_prompt: bool = False) -> AdapterInfo:
+        """Have the engine read an adapter, of weights or a prompt adapter. Raises `ServerError` with what is wrong with
+        its files."""
         ...
 
     async def drop_adapter(self, key: str) -> None:

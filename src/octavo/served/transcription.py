@@ -11,24 +11,26 @@ and asked for again at a higher temperature, where it repeats itself or is unlik
 
 from __future__ import annotations
 
-import asyncio
 import time
 import zlib
-from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import partial
 from math import exp
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, Literal
+
+from msgspec.structs import replace
 
 from octavo.base.errors import InvalidRequest, clip
 from octavo.base.media import MediaTensor
-from octavo.base.params import GenerateRequest, SamplingParams, SpeechRules
+from octavo.base.params import GenerateRequest, SamplingParams, SpeechAlignment, SpeechRules
 from octavo.base.suggest import nearest
 from octavo.client.generation import Completion, fold
 from octavo.media.decoder import MediaDecoder
 from octavo.served.media import MediaStats
+from octavo.served.sounds import Sound, SoundReader
 from octavo.text.speech import LANGUAGES, TIME_STEP, SpeechVocabulary
+from octavo.text.words import TimedToken, Word, first_moments, words_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,16 +51,6 @@ _MAX_EXAMPLE_TEMPERATURE: Final = 0.5
 _MAX_PROMPT_CHARS: Final = 100_000
 
 Task = Literal["transcribe", "translate"]
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Sound:
-    """frames float32 [frames and a window of silence, channels], of which the first `num_frames` are the sound."""
-
-    frames: np.ndarray
-    num_frames: int
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +61,7 @@ class SpeechWishes:
     task: Task = "transcribe"
     language: str | None = None  # a code or a name; None: what the first window sounds like
     prompt: str = ""
+    words: bool = False  # when each was said
     temperature: float = 0.0
     seed: int = 0
     priority: int = 0
@@ -88,13 +81,16 @@ class Piece:
     avg_logprob: float
     compression_ratio: float
     no_speech_prob: float
+    words: list[Word] | None  # None: nobody asked
 
 
 @dataclass(slots=True)
 class _Window:
     """What came of one."""
 
-    token_ids: list[int]  # of text and times
+    request: GenerateRequest
+    known_ids: list[int]  # the prompt, and what was generated
+    token_ids: list[int]  # of text and times: the last of those
     text: str
     temperature: float
     avg_logprob: float
@@ -123,31 +119,34 @@ class Transcript:
         self.sound = sound
         self.language = transcriber.language_code(wishes.language)
         self._transcriber = transcriber
-        self._wishes = wishes
+        self.wishes = wishes
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """In order. Closing it aborts. Raises `RequestError` before the first, and `ServerError`."""
         own, sound = self._transcriber, self.sound
-        before = own.prompt_ids(self._wishes.prompt)
+        before = own.prompt_ids(self.wishes.prompt)
         is_first, seek = True, 0
         while seek < sound.num_frames or is_first:
             num_frames = min(own.window, sound.num_frames - seek)
-            window = await own.window_text(sound.frames[seek : seek + own.window], before, self._wishes, self.language)
+            window = await own.window_text(sound.frames[seek : seek + own.window], before, self.wishes, self.language)
             self.language = self.language or window.language
             is_first = False
             if window.is_silent:
                 seek += num_frames
                 continue
             pieces, heard = cut(window.token_ids, own.vocabulary.first_time, num_frames)
+            timed = await own.timed_tokens(window, num_frames, seek * _FRAME) if self.wishes.words else None
             told: list[int] = []
+            first = 0
             for start, end, ids in pieces:
-                text = own.text_of(ids)
+                text, first = own.text_of(ids), first + len(ids)
                 if not text.strip() or end <= start:
                     continue
                 told += ids
+                words = None if timed is None else own.words(timed[first - len(ids) : first], self.language)
                 yield Piece(
                     round(seek * _FRAME + start, 2), round(seek * _FRAME + end, 2), text, ids, seek,
-                    window.temperature, window.avg_logprob, window.compression_ratio, window.no_speech_prob,
+                    window.temperature, window.avg_logprob, window.compression_ratio, window.no_speech_prob, words,
                 )  # fmt: skip
             before = [*before, *told] if window.temperature <= _MAX_EXAMPLE_TEMPERATURE else []
             seek += max(heard, 1)
@@ -196,54 +195,21 @@ class Transcriber:
         decoder: MediaDecoder | None = None,
     ) -> None:
         self.vocabulary = vocabulary
-        self.stats = MediaStats()
         self.window = 2 * info.max_encoder_len  # frames
         self._engine = engine
         self._tokenizer = tokenizer
         self._renderer = renderer
         self._info = info
-        self._config = config
-        self._decoder = decoder or MediaDecoder(config.media_decode_timeout)
-        self._threads = ThreadPoolExecutor(1, "speech")
+        self.sounds = SoundReader(self.window, info.encoder_channels, config, decoder)
 
     async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        await self._decoder.close()
+        await self.sounds.close()
+
+    @property
+    def stats(self) -> MediaStats:
+        return self.sounds.stats
 
     # ------------------------------------------------------------ what goes in
-    async def sound(self, data: bytes, param: str) -> Sound:
-        """A file, decoded and as frames. Raises `InvalidRequest` naming `param`, or `Overloaded`."""
-        self.stats.items["audio"] += 1
-        self.stats.num_bytes += len(data)
-        started = time.monotonic()
-        try:
-            decoded = await self._decoder.decode(
-                "audio", [data], {"max_seconds": self._config.max_audio_seconds}, param
-            )
-        except InvalidRequest:
-            self.stats.num_refused += 1
-            raise
-        now = time.monotonic()
-        self.stats.seconds["decode"] += now - started
-        sound = await self._in_thread(self._frames, decoded["blobs"][0], decoded["rate"])
-        self.stats.seconds["prepare"] += time.monotonic() - now
-        return sound
-
-    def _frames(self, blob: bytes, rate: int) -> Sound:
-        import numpy as np  # with the first sound
-
-        from octavo.text.media.mel import HOP, RATE, log_mel, resampled
-
-        samples = resampled(np.frombuffer(blob, np.float32), rate)
-        size = self.window * HOP
-        # A window of silence behind a long sound: its last window is a whole one.
-        silence = size - len(samples) if len(samples) <= size else size
-        frames = log_mel(np.pad(samples, (0, silence)), self._info.encoder_channels)
-        return Sound(frames, -(-len(samples) // HOP), len(samples) / RATE)
-
-    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *args))
-
     def language_code(self, language: str | None) -> str | None:
         """Raises `InvalidRequest` for one that the model does not know."""
         known = self.vocabulary.languages or {"en": 0}
@@ -298,7 +264,7 @@ class Transcriber:
             final = await fold(stream)
         finally:
             await stream.aclose()
-        return self._read(final.outputs[0], temperature, language)
+        return self._read(request, final.outputs[0], language)
 
     def _request(
         self, frames: MediaTensor, before: list[int], wishes: SpeechWishes, language: str | None, temperature: float
@@ -341,11 +307,11 @@ class Transcriber:
             trace_headers=wishes.trace_headers,
         )
 
-    def _read(self, output: Completion, temperature: float, language: str | None) -> _Window:
+    def _read(self, request: GenerateRequest, output: Completion, language: str | None) -> _Window:
         vocabulary = self.vocabulary
         ids, entries = output.token_ids, output.logprobs or []
         scores = [entry.logprob for entry in entries]
-        silence = scores[0] if scores else -100.0
+        silence = entries[0].top_logprobs[0] if entries else -100.0
         num_first = 0
         if vocabulary.languages:
             num_first = 2
@@ -354,7 +320,47 @@ class Transcriber:
         own = ids[num_first:]
         if own and own[-1] == vocabulary.end_id:
             own = own[:-1]
-        # The score of the very first token is that of silence.
-        told = scores[max(num_first, 1) :]
+        told = scores[num_first:]
         mean = sum(told) / len(told) if told else 0.0
-        return _Window(own, self.text_of(own).strip(), temperature, mean, exp(min(silence, 0.0)), language)
+        known = [*request.prompt_token_ids, *ids[: num_first + len(own)]]
+        text, temperature = self.text_of(own).strip(), request.params.temperature
+        return _Window(request, known, own, text, temperature, mean, exp(min(silence, 0.0)), language)
+
+    # ------------------------------------------------------------ when it was said
+    async def timed_tokens(self, window: _Window, num_frames: int, start: float) -> list[TimedToken]:
+        """Of all tokens of a window, whose sound begins at `start`, in seconds."""
+        first = len(window.known_ids) - len(window.token_ids)
+        num_rows = max(num_frames // 2, 1)
+        ids = window.known_ids[: self._info.max_model_len - 1]
+        if first >= len(ids):
+            return []
+        alignment = SpeechAlignment(
+            heads=self.vocabulary.alignment_heads,
+            first_token=first,
+            num_rows=num_rows,
+            smoothing=self.vocabulary.smoothing,
+        )
+        params = SamplingParams(temperature=0.0, max_tokens=1, alignment=alignment)
+        stream = self._engine.generate(replace(window.request, prompt_token_ids=ids, params=params))
+        data: bytes | None = None
+        async with aclosing(stream):
+            async for delta in stream:
+                data = data if delta.pooled is None else delta.pooled
+        assert data is not None, "the engine ended a request without its alignment"
+        moments = await self.sounds.in_thread(_moments, data, num_rows)
+        # A token ends where the path comes to its row, which is where the next one is looked for.
+        moments += moments[-1:] * (len(window.token_ids) - len(moments))
+        times = [start + TIME_STEP * moment for moment in (0, *moments)]
+        return [TimedToken(*each) for each in zip(window.token_ids, times, times[1:], strict=False)]
+
+    def words(self, tokens: list[TimedToken], language: str | None) -> list[Word]:
+        text = [token for token in tokens if token.token_id < self.vocabulary.end_id]
+        return words_of(text, lambda token: self._tokenizer.token_bytes(token) or b"", language)
+
+
+def _moments(data: bytes, num_rows: int) -> list[int]:
+    import numpy as np
+
+    looks = np.frombuffer(data, "<f4").reshape(-1, num_rows)
+    found: list[int] = first_moments(looks).tolist()
+    return found

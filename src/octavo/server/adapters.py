@@ -46,7 +46,7 @@ class AdapterHandlers:
     @property
     def _adapters(self) -> Adapters:
         adapters = self._state.models.default.adapters
-        assert adapters is not None, "the routes exist with --enable-lora only"
+        assert adapters is not None, "the routes exist where there are adapters only"
         return adapters
 
     async def load(self, exchange: Exchange) -> None:
@@ -62,15 +62,21 @@ class AdapterHandlers:
             except OctavoError:
                 await self._siblings.everywhere("forget_adapter", name, key)
                 raise
-        await _say(exchange, f"Success: LoRA adapter '{request.lora_name}' added successfully.")
+        await _say(exchange, f"Success: {self._kind(name)} adapter '{name}' added successfully.")
 
     async def unload(self, exchange: Exchange) -> None:
         request = validate_body(UnloadAdapterRequest, await exchange.read_json())
         if not request.lora_name:
             raise InvalidRequest("`lora_name` is missing: octavo knows adapters by their names.", "lora_name")
-        async with self._siblings.alone(f"adapter {request.lora_name}"):
-            await self._siblings.everywhere("unload_adapter", request.lora_name)
-        await _say(exchange, f"Success: LoRA adapter '{request.lora_name}' removed successfully.")
+        name = request.lora_name
+        kind = self._kind(name)
+        async with self._siblings.alone(f"adapter {name}"):
+            await self._siblings.everywhere("unload_adapter", name)
+        await _say(exchange, f"Success: {kind} adapter '{name}' removed successfully.")
+
+    def _kind(self, name: str) -> str:
+        adapter = self._adapters.find(name)
+        return "prompt" if adapter is not None and adapter.is_prompt else "LoRA"
 
     # ------------------------------------------------------------ in each process
     async def _load(self, name: str, path: str, key: str) -> None:

@@ -12,6 +12,7 @@ from octavo.base.errors import CheckpointError
 TIME_STEP: Final = 0.02
 #: From this width of the logits on, models whose files do not say it know several languages.
 _MULTILINGUAL_VOCAB: Final = 51_865
+_MAX_SMOOTHING: Final = 63
 
 LANGUAGES: Final[dict[str, str]] = {
     "en": "english", "zh": "chinese", "de": "german", "es": "spanish", "ru": "russian", "ko": "korean", "fr": "french",
@@ -55,6 +56,10 @@ class SpeechVocabulary:
     translate_id: int
     forbidden_ids: tuple[int, ...] = ()
     forbidden_start_ids: tuple[int, ...] = ()
+    #: Layer and head of the cross attentions that look at where each token is said, and rows of the encoder over which
+    #: that is smoothed.
+    alignment_heads: tuple[tuple[int, int], ...] = ()
+    smoothing: int = 7
 
 
 def speech_vocabulary(tokenizer: Tokens, vocab_size: int, settings: Mapping[str, Any], source: str) -> SpeechVocabulary:
@@ -90,4 +95,27 @@ def speech_vocabulary(tokenizer: Tokens, vocab_size: int, settings: Mapping[str,
         translate_id=id_of("<|translate|>"),
         forbidden_ids=ids_of("suppress_tokens", []),
         forbidden_start_ids=ids_of("begin_suppress_tokens", [*tokenizer.encode(" ", False)[:1], end]),
+        alignment_heads=_alignment_heads(settings, source),
+        smoothing=_smoothing(settings, source),
     )
+
+
+def _alignment_heads(settings: Mapping[str, Any], source: str) -> tuple[tuple[int, int], ...]:
+    """Those that are told, else all of the upper half of the layers."""
+    layers, heads = settings.get("decoder_layers", 4), settings.get("decoder_attention_heads", 6)
+    told = settings.get("alignment_heads")
+    if told is None:
+        return tuple((layer, head) for layer in range(layers // 2, layers) for head in range(heads))
+    is_pairs = isinstance(told, list) and all(isinstance(each, list) and len(each) == 2 for each in told)
+    if not (is_pairs and told and all(type(number) is int for each in told for number in each)):
+        raise CheckpointError(f"{source}: alignment_heads of its generation config should be pairs of layer and head.")
+    if not all(0 <= layer < layers and 0 <= head < heads for layer, head in told):
+        raise CheckpointError(f"{source}: alignment_heads of its generation config name a head that it does not have.")
+    return tuple((layer, head) for layer, head in told)
+
+
+def _smoothing(settings: Mapping[str, Any], source: str) -> int:
+    width = settings.get("median_filter_width", 7)
+    if type(width) is not int or not 1 <= width <= _MAX_SMOOTHING or width % 2 == 0:
+        raise CheckpointError(f"{source}: median_filter_width should be an odd number up to {_MAX_SMOOTHING}.")
+    return width

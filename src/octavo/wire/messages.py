@@ -38,6 +38,7 @@ class AddRequest(Message, frozen=True, gc=False):
     media: tuple[MediaItem, ...] = ()  # within the prompt, in order, apart from each other
     adapter: str = ""  # the weights that it runs with beside the model's own; "": none
     adapter_path: str = ""  # where their files are
+    num_virtual_tokens: int = 0  # rows of a prompt adapter, which stand in front of the prompt; 0: it is none
     #: Of a model with an encoder: its input, which the prompt's tokens are the decoder's first answer to.
     encoder_token_ids: list[int] = []
     #: Where it takes frames of a sound: these, float32 [2 rows, channels], and above a 0 for each row.
@@ -139,6 +140,9 @@ class EngineInfo(Message, frozen=True, gc=False):
     #: Rows of media that a step encodes, unless one item alone has more, and that are kept to be read again.
     media_step_rows: int = 0
     media_cache_rows: int = 0
+    #: Sums and products of a tower: for each unit of `MediaItem.size`, and for each that this one sees of its sequence.
+    media_unit_ops: int = 0
+    media_attention_ops: int = 0
     #: Tokens of one run of media see each other: a step computes all of them.
     media_stays_whole: bool = False
     #: Tokens of a prompt see each other: a step computes all of them, and no other prompt begins with the same.
@@ -147,6 +151,7 @@ class EngineInfo(Message, frozen=True, gc=False):
     num_positions: int = 0  # that it knows without an adapter; 0: all of `max_model_len`
     extra_tokens: int = 0  # ids behind the vocabulary, for tokens that adapters add
     max_loras: int = 0  # adapters in one step; 0: the engine takes none
+    max_prompt_adapters: int = 0  # the same of prompt adapters
     pooling: PoolingInfo | None = None  # it gives vectors and generates nothing
     expert_bytes: int = 0  # of the weights', those of experts
     expert_share: float = 0.0  # of which one token goes through so many
@@ -267,6 +272,7 @@ class AdapterInfo(Message, frozen=True, gc=False):
 
     num_extra: int = 0  # tokens that it adds to the model's
     context_length: int = 0
+    num_virtual_tokens: int = 0  # rows that stand in front of prompts; 0: it is no prompt adapter
 
 
 class CallResult(Message, frozen=True, gc=False):

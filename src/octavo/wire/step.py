@@ -44,6 +44,16 @@ class MediaPlace(StepData):
     time_step: float = 1.0
 
 
+class MediaPart(StepData):
+    """What a step does of encoding a medium, which may be spread over several. The first part brings the item; while
+    one is under way no other begins, but for rows that are ready, unless it is dropped."""
+
+    digest: bytes
+    item: MediaItem | None = None  # None: it was begun in an earlier step
+    #: Encoding stops as soon as so much of `MediaItem.size` has been done, all steps together; None: at its end.
+    end: int | None = None
+
+
 class NewRequestData(StepData):
     """A request that enters a slot, whole. Replaces whatever the worker kept for that slot."""
 
@@ -66,6 +76,8 @@ class NewRequestData(StepData):
     encoder_media: tuple[MediaItem, ...] = ()  # of a model whose layers see pictures beside the text, as an encoder's
     media: list[MediaPlace] = []  # in the order of the tokens
     adapter_slot: int = -1  # of its adapter; -1: it has none
+    prompt_slot: int = -1  # of its prompt adapter, whose rows the first tokens read
+    num_virtual_tokens: int = 0  # so many of the prompt's
     #: Of a request whose sampler follows what it drew: how far it has got; None: at its beginning.
     sampler_state: float | None = None
     pooling: PoolingParams | None = None
@@ -98,10 +110,12 @@ class SchedulerOutput(StepData):
     swap_dropped: list[int] = []
     swap_out: list[tuple[int, list[int]]] = []  # request id, block ids
     swap_in: list[tuple[int, list[int], list[int]]] = []  # request id, places among the blocks kept, block ids
-    # Then: media whose rows nobody will read any more, and those to be encoded, whose rows are kept until then.
+    # Then: media whose rows nobody will read any more, encoded or under way, and what is to be encoded of others, whose
+    # rows are kept until then.
     media_dropped: list[bytes] = []  # digests
-    media_encoded: list[MediaItem] = []
+    media_encoded: list[MediaPart] = []
     adapters_placed: list[tuple[int, str]] = []  # slot, key: then adapters that the host keeps enter slots
+    prompts_placed: list[tuple[int, str]] = []  # the same of prompt adapters
 
 
 class TokenMasks(StepData):

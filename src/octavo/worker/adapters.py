@@ -17,7 +17,7 @@ from octavo.device.base import Device
 from octavo.models.adapters.adapter import AdapterReader
 from octavo.models.adapters.fitting import Adapter, ReadBase, TableDelta
 from octavo.models.adapters.long_context import LongRopes, long_ropes, long_tables, with_long_ropes
-from octavo.models.adapters.targets import lora_targets, make_banks, with_deltas
+from octavo.models.adapters.targets import given_width, lora_targets, make_banks, with_deltas
 from octavo.models.bridge.declare import BridgedDefinition
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import EMBEDDING, LM_HEAD, Definition
@@ -132,6 +132,7 @@ class AdapterSlots:
         self._ropes = ropes_of(model.definition, config)
         self._starts = np.zeros(num_slots, np.int32)  # of the tables of their positions
         self._model, self._ops, self._device, self._store = model, ops, device, store
+        self._width = given_width(model.definition)
         self._banks = {
             target.weight.name: model.weights[bank_name(target.weight)] for target in lora_targets(model.definition)
         }
@@ -192,11 +193,7 @@ class AdapterSlots:
         for slot in np.unique(slots).tolist():
             (mine,) = self._device.upload((slots == slot).nonzero()[0])
             rows[mine] = _rows(self._tables[slot], ids[mine].long(), num_known, rows[mine], scale)
-        if batch.replaced_index is not None and batch.replaced_rows is not None:
-            index, rows = torch.cat([batch.replaced_index, index]), torch.cat([batch.replaced_rows, rows])
-            order = index.argsort()
-            index, rows = index[order], rows[order]
-        batch.replaced_index, batch.replaced_rows = index, rows
+        batch.give_rows(index, torch.nn.functional.pad(rows, (0, self._width - rows.shape[1])))
 
 
 def _rows(table: TableDelta, ids: Tensor, num_known: int, rows: Tensor, scale: float) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import chain
+from typing import Final
 
 import numpy as np
 import torch
@@ -21,6 +24,9 @@ from octavo.wire.step import NewRequestData
 from octavo.worker.arrays import array, three_by_three
 from octavo.worker.encoder import EncoderRunner
 from octavo.worker.input_batch import InputBatch
+
+#: Of the rows of sounds that are kept.
+_KEPT_BYTES: Final = 64 << 20
 
 
 class Crossing:
@@ -64,7 +70,11 @@ class Crossing:
 
 class CrossInputs:
     """Encodes the inputs of the requests that a step brings, all at once, and writes keys and values of the rows to
-    the requests' blocks. Of the encoder itself nothing is kept."""
+    the requests' blocks.
+
+    Rows of sounds are kept for a while, since the same are asked for again: at another temperature, or to learn when
+    each word was said. A row follows from its sound alone, so that no reply depends on what is kept.
+    """
 
     def __init__(self, model: Transformer, ops: Ops, device: Device, kv_caches: KVCaches, block_size: int) -> None:
         """`kv_caches`: of all of the decoder's layers."""
@@ -76,14 +86,19 @@ class CrossInputs:
         self._crossing = Crossing(model, ops, device, kv_caches, block_size)
         self._ops = ops
         self._device = device
+        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()  # by the digest of the frames, the last used at the end
+        self.heard: dict[int, Tensor] = {}  # of slots that want an alignment: the encoder's rows
 
     def enter(self, requests: Sequence[NewRequestData]) -> dict[int, tuple[View, ...]]:
         """Returns nothing that is to be kept: all tokens see all rows."""
-        self.write(
+        parts = self.write(
             [request.encoder_token_ids for request in requests],
             [request.encoder_block_ids for request in requests],
             [request.encoder_frames for request in requests],
         )
+        for request, rows in zip(requests, parts, strict=True):
+            if request.params.alignment is not None:
+                self.heard[request.slot] = rows
         return {}
 
     def write(
@@ -91,25 +106,52 @@ class CrossInputs:
         inputs: Sequence[list[int]],
         block_ids: Sequence[list[list[int]]],
         frames: Sequence[MediaTensor | None] = (),
-    ) -> None:
+    ) -> list[Tensor]:
         """`inputs`: the token ids of each request's. `block_ids`: of each the blocks that it has just got, by group.
-        `frames`: of each the frames of its sound, where the encoder hears."""
+        `frames`: of each the frames of its sound, where the encoder hears. Returns the rows of each, views of what
+        lasts until the next call unless they are a sound's."""
         if not inputs:
-            return
+            return []
         lens = list(map(len, inputs))
         if self._first is None:
             rows = self._encoder.run(lens, token_ids=np.fromiter(chain.from_iterable(inputs), np.int32))
+            parts = list(torch.split(rows, lens))
         else:
-            taps = [three_by_three(part, step=2) for part in self._convolved(frames)]
-            rows = self._encoder.run(lens, rows=torch.cat(taps))
+            parts = self._heard(frames)
+            rows = torch.cat(parts)
         self._crossing.write(rows, lens, block_ids)
+        return parts
 
-    def _convolved(self, frames: Sequence[MediaTensor | None]) -> list[Tensor]:
+    def _heard(self, frames: Sequence[MediaTensor | None]) -> list[Tensor]:
+        """The encoder's rows of each sound."""
+        digests, missing = [], {}
+        for each in frames:
+            assert each is not None
+            digests.append(hashlib.sha256(each.data).digest())
+            if digests[-1] in self._kept:
+                self._kept.move_to_end(digests[-1])
+            else:
+                missing[digests[-1]] = each
+        found = dict(self._kept)
+        if missing:
+            taps = [three_by_three(part, step=2) for part in self._convolved(list(missing.values()))]
+            lens = list(map(len, taps))
+            rows = torch.split(self._encoder.run(lens, rows=torch.cat(taps)), lens)
+            for digest, part in zip(missing, rows, strict=True):
+                found[digest] = part.clone()
+                self._keep(digest, found[digest])
+        return [found[digest] for digest in digests]
+
+    def _keep(self, digest: bytes, rows: Tensor) -> None:
+        self._kept[digest] = rows
+        while sum(each.nbytes for each in self._kept.values()) > _KEPT_BYTES:
+            self._kept.popitem(last=False)
+
+    def _convolved(self, frames: Sequence[MediaTensor]) -> list[Tensor]:
         """The frames of each request [2 rows, hidden_size], after the first convolution."""
         assert self._first is not None
         taps, lens = [], []
         for each in frames:
-            assert each is not None
             (uploaded,) = self._device.upload(array(each).copy())  # torch wants to be able to write
             taps.append(three_by_three(uploaded.to(self._ops.activation_dtype), step=1))
             lens.append(len(uploaded))
@@ -144,5 +186,5 @@ def encoding_bytes(definition: Definition, ops: Ops, num_rows: int, num_seqs: in
     if (first := definition.encoder.first) is not None:  # of three frames each, and twice as many
         taps = 2 * num_rows * 3 * (encoder_channels(definition) + definition.encoder.spec.hidden_size)
         buffers += Workspace(first, 2 * num_rows, ops.activation_dtype, meta).num_bytes
-        buffers += taps * ops.activation_dtype.itemsize
+        buffers += taps * ops.activation_dtype.itemsize + _KEPT_BYTES
     return buffers + EncoderRunner.scratch_bytes(definition.encoder.program, ops, num_rows, num_seqs)

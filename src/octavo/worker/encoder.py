@@ -7,23 +7,55 @@ scratch     | a a a a | a . . . | b b . . | c c c c |  blocks of one layer, whic
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from octavo.device.base import Device
 from octavo.ops.operands import Cache
+from octavo.ops.operations import GivenRows
+from octavo.ops.pieces import Cut, Piece, pieces
 from octavo.ops.program import Program
+from octavo.ops.run import Runner
 from octavo.ops.step import attention_planners
 from octavo.ops.table import Ops, cache_shapes
-from octavo.ops.workspace import Workspace
+from octavo.ops.workspace import Workspace, room_for
 from octavo.worker.input_batch import InputBatch
 
 #: Rows of a block of the scratch cache. A sequence begins with a block of its own.
 _BLOCK_SIZE: Final = 64
+
+
+_T = TypeVar("_T")
+#: Work that stands still between its pieces, and what comes of it.
+Pieces = Generator[None, None, _T]
+
+
+def finished(steps: Generator[Any, None, _T]) -> _T:
+    """What comes of work when all of it is done at once."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: _T = end.value
+            return result
+
+
+def progress(steps: Pieces[_T], start: int, end: int, num_pieces: int) -> Generator[int, None, _T]:
+    """How far work on what is from `start` to `end` has come, wherever it stands still."""
+    num_done = 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            made: _T = stop.value
+            return made
+        num_done += 1
+        yield start + (end - start) * num_done // num_pieces
 
 
 @dataclass(frozen=True)
@@ -40,24 +72,39 @@ class EncoderRunner:
     """One program with its weights; not to be used by two threads at once. Buffers grow when a step is larger than any
     before, and a row's result depends neither on the sequences beside its own nor on their order."""
 
-    def __init__(self, program: Program, ops: Ops, device: Device, weights: Mapping[str, Any]) -> None:
-        """`weights`: what was packed, by the names of the program's weights."""
+    def __init__(
+        self, program: Program, ops: Ops, device: Device, weights: Mapping[str, Any], *, cut: Cut | None = None
+    ) -> None:
+        """`weights`: what was packed, by the names of the program's weights. `cut`: it is run piece by piece; what
+        is between two pieces lies in its buffers. No rows are `needed` then if all layers are cut."""
         #: Caches of its own, in front of those that it sees as another's.
         self._own_caches = [cache for cache in program.caches if not (cache.of_encoder and cache.group)]
         assert all(cache.group == 0 for cache in self._own_caches)
         assert list(program.caches[: len(self._own_caches)]) == self._own_caches
-        self._program = program
         self._ops = ops
         self._device = device
-        self._runner = ops.program_runner(ops, program, weights)
+        made = [Piece(program)] if cut is None else pieces(program, cut)
+        #: Of each piece its runner, and the numbers of the caches that it uses.
+        self._pieces: list[tuple[Runner, tuple[int, ...]]] = [
+            (ops.program_runner(ops, each.program, weights), each.caches) for each in made
+        ]
         shapes = tuple(dict.fromkeys(cache.heads for cache in program.caches))
         self._written: Written | None = None
         self._planner = attention_planners(ops.attention_planner, shapes, device.torch_device, ops.activation_dtype)
-        self._workspace = Workspace(self._runner.program, 0, ops.activation_dtype, device.torch_device)
+        self._spaces: list[Workspace] = []  # of the pieces; they share one memory
+        self._capacity = 0
         self._scratch: list[tuple[Tensor, ...]] = []
         self._num_blocks = 0
 
-    def run(
+    @property
+    def num_pieces(self) -> int:
+        return len(self._pieces)
+
+    def run(self, lens: Sequence[int], **given: Any) -> Tensor:
+        """All of `steps` at once."""
+        return finished(self.steps(lens, **given))
+
+    def steps(
         self,
         lens: Sequence[int],
         *,
@@ -68,8 +115,10 @@ class EncoderRunner:
         needed: np.ndarray | None = None,
         seen: Written | None = None,
         parts: Sequence[tuple[int, int]] | None = None,
-    ) -> Tensor:
-        """Encode sequences of `lens` rows, T in all, each at least one.
+    ) -> Pieces[Tensor]:
+        """Stands still between the pieces, in which nothing else may be run with this one.
+
+        Encode sequences of `lens` rows, T in all, each at least one.
 
         Either `token_ids` int32 [T], on the host, or `rows` [T, width] of the table's type, on the device. `key_ends`
         int32 [T]: see `reference_attention.attention`. `positions` int32 [T], or [parts, T]: of the rows, where they
@@ -98,10 +147,27 @@ class EncoderRunner:
                 batch.positions = given
         kept = None if needed is None else self._device.upload(needed)[0]
         self._reserve(total, int(self._blocks(counts).sum()))
-        caches = self._scratch if seen is None else [*self._scratch, *seen.caches]
-        output: Tensor = self._runner.run(self._workspace, batch, caches, kept)
+        groups = batch.cache_groups
+        for number, (runner, numbers) in enumerate(self._pieces):
+            is_last = number == len(self._pieces) - 1
+            if len(self._pieces) == 1:
+                caches = self._scratch if seen is None else [*self._scratch, *seen.caches]
+            else:
+                caches = [self._scratch[index] for index in numbers]
+                batch.cache_groups = groups if caches else []
+            output = runner.run(self._spaces[number], batch, caches, kept if is_last else None)
+            if not is_last:
+                batch.input_rows = self._handed_on(output, number + 1)
+                yield
         self._written = Written(self._scratch, counts, batch.seq_lens, batch.block_tables)
         return output
+
+    def _handed_on(self, output: Tensor, number: int) -> Tensor:
+        """What one piece gives to the next, whose buffers share its memory."""
+        program = self._pieces[number][0].program
+        given = next(op.out for op in program.ops if isinstance(op, GivenRows))
+        # Mostly it lies already where the piece puts it, which then changes nothing.
+        return output if output.data_ptr() == self._spaces[number][given].data_ptr() else output.clone()
 
     @property
     def written(self) -> Written:
@@ -130,7 +196,7 @@ class EncoderRunner:
 
     def release(self) -> None:
         """Give back the memory of buffers: another part of the same model is next."""
-        self._workspace = Workspace(self._runner.program, 0, self._ops.activation_dtype, self._device.torch_device)
+        self._spaces, self._capacity = [], 0
         self._scratch, self._num_blocks, self._written = [], 0, None
 
     def _batch(
@@ -163,10 +229,13 @@ class EncoderRunner:
         return InputBatch(ids, at, slot_mapping, start_loc, lens, block_tables, plan, key_ends=own_ends)
 
     def _reserve(self, num_rows: int, num_blocks: int) -> None:
-        if num_rows > self._workspace.capacity:
-            self._workspace = Workspace(
-                self._runner.program, num_rows, self._ops.activation_dtype, self._device.torch_device
-            )
+        if num_rows > self._capacity:
+            self._spaces = []  # first, so that there are not two at a time
+            dtype, device = self._ops.activation_dtype, self._device.torch_device
+            programs = [runner.program for runner, _ in self._pieces]
+            memory = room_for(max(buffer_bytes(each, num_rows, dtype) for each in programs), device)
+            self._spaces = [Workspace(each, num_rows, dtype, device, memory) for each in programs]
+            self._capacity = num_rows
         if num_blocks > self._num_blocks:
             # Zeros, so that what lies behind a sequence's end is finite.
             self._scratch = [
@@ -174,6 +243,11 @@ class EncoderRunner:
                 for shapes in _cache_shapes(self._own_caches, self._ops, num_blocks)
             ]
             self._num_blocks = num_blocks
+
+
+def buffer_bytes(program: Program, num_rows: int, dtype: torch.dtype) -> int:
+    """Of a program of so many rows."""
+    return Workspace(program, num_rows, dtype, torch.device("meta")).num_bytes
 
 
 def _cache_shapes(caches: Sequence[Cache], ops: Ops, num_blocks: int) -> list[tuple[tuple[int, ...], ...]]:

@@ -40,6 +40,8 @@ class HostBatch:
     muted_rows: np.ndarray | None = None  # int64, rising: tokens before the first picture, where layers see pictures
     position_parts: np.ndarray | None = None  # int32 [3, T], where a token's position has several
     adapter_slots: np.ndarray | None = None  # int32 [T], -1: none; None: no token has an adapter
+    #: Tokens that read rows of prompt adapters, the slots of these, and the rows' numbers, all int64 [R].
+    virtual: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
 
 class RowTensors(NamedTuple):
@@ -67,13 +69,21 @@ class InputBatch:
     encoder_plan: Any = None
     position_parts: torch.Tensor | None = None  # int32 [parts, T], where some of the tokens have a position in parts
     adapter_slots: torch.Tensor | None = None
-    replaced_index: torch.Tensor | None = None  # int64 [R]: tokens that read rows of media
+    replaced_index: torch.Tensor | None = None  # int64 [R]: tokens that read rows of media, or of adapters
     replaced_rows: torch.Tensor | None = None  # [R, width]
     #: Of each group of layers: block tables [B, blocks], slots [T].
     cache_groups: list[tuple[torch.Tensor, torch.Tensor]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.cache_groups = list(zip(self.block_tables.unbind(), self.slot_mapping.unbind(), strict=True))
+
+    def give_rows(self, index: torch.Tensor, rows: torch.Tensor) -> None:
+        """Let tokens, int64 [R] rising, read rows [R, width] in the place of embeddings. None of them does so yet."""
+        if self.replaced_index is not None and self.replaced_rows is not None:
+            index, rows = torch.cat([self.replaced_index, index]), torch.cat([self.replaced_rows, rows])
+            order = index.argsort()
+            index, rows = index[order], rows[order]
+        self.replaced_index, self.replaced_rows = index, rows
 
     def add_encoder(self, lens: torch.Tensor, tables: torch.Tensor, plan: Any) -> None:
         """What layers see of encoders: int32 [B], [E, B, blocks]; and the attention's plan of it."""
@@ -143,6 +153,10 @@ def build_batch(
         draw_positions=draw_positions,
         position_parts=parts,
     )
+    if states.num_virtual_tokens.any():
+        (at,) = (positions < states.num_virtual_tokens[token_slots]).nonzero()
+        if len(at):
+            host.virtual = at, states.prompt_slots[token_slots[at]], positions[at]
     adapter_slots = states.adapter_slots[token_slots]
     if (adapter_slots >= 0).any():
         host.adapter_slots = adapter_slots

@@ -2,12 +2,16 @@
 
 A picture is one or several sequences of patches, of which all rows see each other. A video is one for each of its
 times; their windows and positions are the same.
+
+Encoding stands still wherever a piece of a tower's program has run (`ops.pieces`), and goes on in a later step if the
+plan says so: it is a generator, whose variables are what must be kept until then. It yields how far it has come,
+counted as `MediaItem.size` is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,16 +19,24 @@ import torch
 from octavo.base.media import MediaItem
 from octavo.device.base import Device
 from octavo.models.decoder import Definition
+from octavo.models.tower import TowerDefinition
 from octavo.models.transformer import Transformer
+from octavo.ops.pieces import Cut, pieces
 from octavo.ops.table import Ops
-from octavo.ops.workspace import Workspace
-from octavo.wire.step import MediaPlace, SchedulerOutput
+from octavo.wire.step import MediaPart, MediaPlace, SchedulerOutput
 from octavo.worker.arrays import array, pixel_values
 from octavo.worker.codes import CodeEncoder, codes_bytes
-from octavo.worker.encoder import EncoderRunner
+from octavo.worker.encoder import EncoderRunner, Pieces, buffer_bytes, progress
 from octavo.worker.input_batch import HostBatch, InputBatch
 from octavo.worker.resampler import ResamplerRunner
 from octavo.worker.sounds import SoundEncoder, sound_bytes
+
+
+@dataclass
+class _UnderWay:
+    digest: bytes
+    steps: Generator[int, None, torch.Tensor]
+    done: int = 0
 
 
 class MediaEncoder:
@@ -41,10 +53,11 @@ class MediaEncoder:
         if tower.spec.sound is not None:
             self._sounds = SoundEncoder(tower, model.weights, ops, device, most_patches)
             tower = replace(tower, stages=())
+        cut: Cut = "to the last attention" if tower.spec.drops_rows else "all layers"
         self._stages = [
             (
                 stage,
-                EncoderRunner(stage.program, ops, device, model.weights),
+                EncoderRunner(stage.program, ops, device, model.weights, cut=cut),
                 None if stage.tap is None else EncoderRunner(stage.tap, ops, device, model.weights),
                 None if stage.mean is None else EncoderRunner(stage.mean, ops, device, model.weights),
             )
@@ -68,14 +81,50 @@ class MediaEncoder:
         self._resampler = None
         if tower.resampler is not None:
             self._resampler = ResamplerRunner(tower.resampler, ops, device, model.weights)
+        #: Of a group of sequences that are encoded at once.
+        self._num_pieces = max(1, sum(runner.num_pieces for _, runner, _, _ in self._stages))
         self._rows: dict[bytes, torch.Tensor] = {}  # by digest: [rows, width] of the activations' type
+        self._under_way: _UnderWay | None = None
 
     def apply(self, plan: SchedulerOutput) -> None:
         """Drop and encode what a step says."""
         for digest in plan.media_dropped:
             self._rows.pop(digest, None)
-        for item in plan.media_encoded:
-            self._rows[item.digest] = self._encoded(item)
+            if self._under_way is not None and self._under_way.digest == digest:
+                self._give_up()
+        for part in plan.media_encoded:
+            if part.item is not None and part.item.kind == "embeds":
+                self._rows[part.digest] = self._ready(part.item)
+            else:
+                self._encode_part(part)
+
+    def _encode_part(self, part: MediaPart) -> None:
+        if part.item is not None:
+            assert self._under_way is None, "one medium at a time"
+            self._rows.pop(part.digest, None)
+            under = _UnderWay(part.digest, self._encoded(part.item))
+        elif part.digest in self._rows:
+            return  # its last piece reached further than the plan
+        else:
+            assert self._under_way is not None and self._under_way.digest == part.digest
+            under = self._under_way
+        self._under_way = None  # should this fail, it is begun anew
+        while part.end is None or under.done < part.end:
+            try:
+                under.done = next(under.steps)
+            except StopIteration as end:
+                self._rows[part.digest] = end.value
+                return
+        self._under_way = under
+
+    def _give_up(self) -> None:
+        """Nobody wants what is under way any more."""
+        self._under_way = None
+        if len(self._stages) > 1:
+            for _, runner, _, _ in self._stages:
+                runner.release()
+        if self._sounds is not None:
+            self._sounds.release()
 
     def place(self, batch: InputBatch, host: HostBatch, places: dict[int, list[MediaPlace]]) -> None:
         """Let a step read the rows of the placeholders among its tokens. `places`: of each slot; those whose tokens are
@@ -107,19 +156,25 @@ class MediaEncoder:
             if key_ends is not None:
                 (batch.key_ends,) = self._device.upload(key_ends)
 
+    @property
+    def lets_prompts_see(self) -> bool:
+        """Whether all tokens of a prompt see all of it."""
+        return self._spec.whole_prompts
+
     def let_prompts_see(self, batch: InputBatch, host: HostBatch, num_prompt_tokens: np.ndarray) -> None:
         """Let all tokens of a prompt see all of it, where the model does so. `num_prompt_tokens`: of each sequence."""
-        if self._spec.whole_prompts:
+        if self.lets_prompts_see:
             of_rows = np.repeat(num_prompt_tokens, np.diff(host.query_start_loc))
             (batch.key_ends,) = self._device.upload(np.maximum(_own_ends(host), of_rows).astype(np.int32))
 
-    def _encoded(self, item: MediaItem) -> torch.Tensor:
-        if item.kind == "embeds":
-            given = array(item.tensors["rows"]).astype(np.float32) * np.float32(self._spec.row_scale)
-            (rows,) = self._device.upload(given)
-            return rows.to(self._dtype)
+    def _ready(self, item: MediaItem) -> torch.Tensor:
+        given = array(item.tensors["rows"]).astype(np.float32) * np.float32(self._spec.row_scale)
+        (rows,) = self._device.upload(given)
+        return rows.to(self._dtype)
+
+    def _encoded(self, item: MediaItem) -> Generator[int, None, torch.Tensor]:
         if self._sounds is not None:
-            rows = self._sounds.encode(item)
+            rows = yield from self._sounds.encode(item)
             assert len(rows) == item.rows, f"a sound of {item.rows} rows was encoded to {len(rows)}"
             return rows
         values, lens = self._values(item)
@@ -130,10 +185,13 @@ class MediaEncoder:
             last, end = first + 1, start + lens[first]
             while last < len(lens) and end - start + lens[last] <= self._most_patches:
                 last, end = last + 1, end + lens[last]
-            made = self._encode(values(start, end), positions[..., start:end], lens[first:last], item)
+            steps = self._encode(values(start, end), positions[..., start:end], lens[first:last], item)
+            made = yield from progress(steps, start, end, self._num_pieces)
             if self._resampler is not None:
                 made = self._resampler.run(made, lens[first:last], array(item.tensors["places"])[start:end])
             parts.append(made)
+            if last < len(lens):
+                yield end
             first, start = last, end
         rows = torch.cat(parts)
         if "order" in item.tensors:
@@ -165,7 +223,9 @@ class MediaEncoder:
 
         return values, lens
 
-    def _encode(self, values: np.ndarray, positions: np.ndarray, lens: list[int], item: MediaItem) -> torch.Tensor:
+    def _encode(
+        self, values: np.ndarray, positions: np.ndarray, lens: list[int], item: MediaItem
+    ) -> Pieces[torch.Tensor]:
         """`values` float32 [P, values] of sequences of `lens` patches; `positions` int32 [P], or [parts, P]."""
         if self._spec.channels_last:
             values = values.reshape(len(values), 3, -1).swapaxes(1, 2).reshape(values.shape)
@@ -180,16 +240,17 @@ class MediaEncoder:
             starts = np.cumsum([0, *lens[:-1]])
             values, positions = np.insert(values, starts, 0, 0), np.insert(positions + 1, starts, 0, -1)
             lens = [length + 1 for length in lens]
-            if not self._spec.keeps_class:
+            if self._spec.drops_rows:
                 needed = np.delete(np.arange(len(values), dtype=np.int64), starts + np.arange(len(starts)))
         (rows,) = self._device.upload(np.ascontiguousarray(values.reshape(-1, self._spec.patch_values)))
         # A copy, since torch warns of arrays that it could not write to.
         positions = np.array(positions, np.int32, order="C")
-        return self._through_stages(rows.to(self._dtype), lens, positions, needed, item)
+        del values  # it stands still from here on
+        return (yield from self._through_stages(rows.to(self._dtype), lens, positions, needed, item))
 
     def _through_stages(
         self, rows: torch.Tensor, lens: list[int], positions: np.ndarray, needed: np.ndarray | None, item: MediaItem
-    ) -> torch.Tensor:
+    ) -> Pieces[torch.Tensor]:
         taps: list[torch.Tensor] = []
         joined: list[torch.Tensor] = []
         is_whole = True  # rows are those of patches still, with their positions
@@ -202,12 +263,13 @@ class MediaEncoder:
                 means = mean.run(lens, rows=rows).clone()
                 mean.release()
             own = array(item.tensors["windows"]).tolist() * len(lens) if stage.is_windowed else lens
-            rows = runner.run(
+            made = yield from runner.steps(
                 [stage.window] * (len(rows) // stage.window) if stage.window else own,
                 rows=rows,
                 positions=positions if is_whole else None,
                 needed=needed if is_last else None,
-            ).clone()
+            )
+            rows = made.clone()
             if means is not None:
                 rows += means
             if stage.divisor > 1:
@@ -221,6 +283,8 @@ class MediaEncoder:
             if tap is not None:
                 taps.append(tap.run(lens, rows=rows).clone())
                 tap.release()
+            if not is_last:
+                yield
         if self._queries is not None:
             rows = self._read(rows, lens)
         return torch.cat((rows, *taps), 1) if taps else rows
@@ -255,6 +319,15 @@ def _own_ends(host: HostBatch) -> np.ndarray:
     return ends
 
 
+def media_ops(tower: TowerDefinition) -> tuple[int, int]:
+    """`EngineInfo.media_unit_ops` and `media_attention_ops`, as if all of a tower were done for each unit."""
+    if tower.spec.sound is not None:  # two frames are a row
+        first, layers, head = (stage.program for stage in tower.stages)
+        return first.matrix_ops + (layers.matrix_ops + head.matrix_ops) // 2, layers.attention_ops // 4
+    programs = [stage.program for stage in tower.stages]
+    return sum(each.matrix_ops for each in programs), sum(each.attention_ops for each in programs)
+
+
 def media_bytes(definition: Definition, ops: Ops, num_patches: int, num_rows: int) -> int:
     """What it takes to encode so many patches at once, and to keep so many rows; 0: the model reads text alone."""
     tower = definition.tower
@@ -265,11 +338,15 @@ def media_bytes(definition: Definition, ops: Ops, num_patches: int, num_rows: in
     kept = num_rows * width * itemsize
     if tower.spec.sound is not None:
         return sound_bytes(tower, ops, num_patches) + kept
-    meta = torch.device("meta")
-    buffers = max(Workspace(each, patches, ops.activation_dtype, meta).num_bytes for each in tower.programs)
+    made = [
+        *tower.programs,
+        *(piece.program for stage in tower.stages for piece in pieces(stage.program, "all layers")),
+    ]
+    buffers = max(buffer_bytes(each, patches, ops.activation_dtype) for each in made)
     scratch = max(EncoderRunner.scratch_bytes(each, ops, patches, 1) for each in tower.programs)
     if tower.spec.codes is None:
         inputs = patches * tower.spec.patch_values * torch.float32.itemsize
     else:
         inputs = codes_bytes(tower.spec.codes)
-    return buffers + scratch + inputs + kept
+    # Between two steps these stand still, and beside them what the first piece gives to the second.
+    return buffers + scratch + inputs + patches * tower.spec.hidden_size * itemsize + kept

@@ -18,11 +18,13 @@ from octavo.ops.table import Ops
 from octavo.wire.messages import TokenLogprobs
 from octavo.wire.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
 from octavo.worker.adapters import AdapterSlots
+from octavo.worker.alignment import SpeechAligner
 from octavo.worker.cross_inputs import CrossInputs, max_encoder_len
-from octavo.worker.graphs import StepGraphs
+from octavo.worker.graphs import EncoderShape, StepGraphs
 from octavo.worker.input_batch import HostBatch, InputBatch, RowTensors, build_batch
 from octavo.worker.media import MediaEncoder
 from octavo.worker.pictures import PictureInputs, most_rows
+from octavo.worker.prompt_adapters import PromptSlots
 from octavo.worker.request_states import Draft, ExpectedTokens, RequestStates, Rows
 from octavo.worker.sampler import SampledTokens, Sampler
 from octavo.worker.scores import PromptScorer
@@ -73,14 +75,17 @@ class ModelRunner:
         swap_arena: SwapArena,
         logprobs_mode: LogprobsMode = "raw_logprobs",
         graph_sizes: tuple[int, ...] = (),
+        graph_tokens: tuple[int, ...] = (),
         windows: Sequence[int] = (0,),
         times_forward: bool = False,
         media: MediaEncoder | None = None,
         adapters: AdapterSlots | None = None,
+        prompts: PromptSlots | None = None,
         pooler: Pooler | None = None,
     ) -> None:
         """`kv_caches`: of each layer; layers of different groups may share one. `graph_sizes`: batch sizes to which
-        steps of decoding are padded and captured; none: nothing is. `windows`: of each group of layers, 0: all keys.
+        steps of decoding are padded and captured; none: nothing is. `graph_tokens`: numbers of tokens to which steps
+        with parts of prompts are. `windows`: of each group of layers, 0: all keys.
         `times_forward`: measure the forward pass of each step, and wait for its end. `pooler`: of a model that gives
         vectors."""
         self._model = model
@@ -91,6 +96,7 @@ class ModelRunner:
         self._times_forward = times_forward
         self._media = media
         self._adapters = adapters
+        self._prompts = prompts
         self._pooler = pooler
         self._splits_drafts = not device.decodes_as_prompts
         definition = model.definition
@@ -114,18 +120,19 @@ class ModelRunner:
             ops.attention_planner, model.attention_shapes, device.torch_device, ops.activation_dtype
         )
         self._crossing: CrossInputs | PictureInputs | None = None
+        self._aligner: SpeechAligner | None = None
         self._encoder_planner: Any = None  # of attentions over its rows, whose lengths are others
         if definition.crossing is not None:
             inputs = CrossInputs if definition.pictures is None else PictureInputs
             self._crossing = inputs(model, ops, device, kv_caches, block_size)
+            if isinstance(self._crossing, CrossInputs):
+                self._aligner = SpeechAligner(model, ops, device, kv_caches, self._crossing.heard)
             (heads,) = {cache.heads for cache in definition.program.caches if cache.of_encoder}
             self._encoder_planner = ops.attention_planner(heads, device.torch_device, ops.activation_dtype)
         self._sampler = Sampler(ops, device, max_num_seqs, logprobs_mode)
         self._scorer = PromptScorer(model, ops, device, logprobs_mode)
         self._graphs: StepGraphs | None = None
         self._no_graphs = "switched off" if device.uses_graphs else ""
-        if self._no_graphs and self._crossing is not None:
-            self._no_graphs = "model with an encoder"
         if graph_sizes:
             max_blocks = self._states.block_tables.shape[2]
             self._graphs = StepGraphs(
@@ -137,6 +144,11 @@ class ModelRunner:
                 len(windows),
                 max_num_seqs if self._has_states else None,
                 (lambda slots: True) if adapters is None else adapters.is_plain,
+                graph_tokens,
+                self._prompt_obstacle,
+                None
+                if self._encoder_planner is None
+                else EncoderShape(self._encoder_planner, *self._states.encoder_tables.shape[::2]),
             )
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
@@ -172,6 +184,8 @@ class ModelRunner:
                 )
             if self._media is not None and states.media:
                 self._media.place(batch, host, states.media)
+            if self._prompts is not None:
+                self._prompts.place(batch, host)
             if self._adapters is not None:
                 self._adapters.place(batch, host)
             if self._media is not None:
@@ -188,6 +202,7 @@ class ModelRunner:
             if len(host.logits_rows):
                 slots = None if batch.adapter_slots is None else batch.adapter_slots[rows]
                 logits = self._model.logits(hidden, slots)
+        step.pooled = self._align(host)
         if self._times_forward:
             step.forward_seconds = self._clock() - start
         step.logits, step.rows = logits, host.rows
@@ -203,8 +218,12 @@ class ModelRunner:
             self._media.apply(plan)
         if self._adapters is not None:
             self._adapters.apply(plan)
+        if self._prompts is not None:
+            self._prompts.apply(plan)
         for slot in plan.finished_slots:
             states.remove(slot)
+            if self._aligner is not None:
+                self._aligner.leave(slot)
         for new in plan.new_requests:
             states.add(new)
         if self._pooler is not None:
@@ -261,6 +280,20 @@ class ModelRunner:
             hidden = hidden[rows]
         return pooler.of_step(self._states, host, hidden, is_last_rows=is_last_rows)
 
+    def _align(self, host: HostBatch) -> dict[int, bytes]:
+        """What comes of the slots that want an alignment and whose prompt is whole behind this step."""
+        states, aligner, made = self._states, self._aligner, dict[int, bytes]()
+        if aligner is None or not states.alignments:
+            return made
+        for slot in host.rows.slots.tolist():
+            if (wanted := states.alignments.get(slot)) is None:
+                continue
+            states.num_computed[slot] = 0
+            whole = build_batch(states, {slot: int(states.num_tokens[slot])}, self._block_size)
+            batch, _, _ = self._upload(whole)
+            made[slot] = aligner.matrix(wanted, batch, slot)
+        return made
+
     def _clock(self) -> float:
         """Seconds, when all that was launched has been computed."""
         self._device.synchronize()
@@ -310,15 +343,26 @@ class ModelRunner:
         if self._last_ids is not None:
             self._ops.resolve_ids(batch.token_ids, self._last_ids)
 
-    def _run_model(self, batch: InputBatch) -> torch.Tensor:
-        """A step of decoding that samples in every row."""
+    def _run_model(self, batch: InputBatch, needed: torch.Tensor | None) -> torch.Tensor:
+        """A step without anything but tokens; `needed`: the rows that sample, None: all."""
         self._resolve_ids(batch)
-        return self._model.logits(self._model.forward(batch, self._kv_caches))  # adapters of logits are not captured
+        hidden = self._model.forward(batch, self._kv_caches, needed)
+        return self._model.logits(hidden)  # adapters of logits are not captured
+
+    def _prompt_obstacle(self, host: HostBatch) -> str:
+        """What a step with parts of prompts has that no captured step has a place for; "": nothing."""
+        slots = host.slots[host.num_decodes :].tolist()
+        if not self._states.prompt_logprobs.keys().isdisjoint(slots):
+            return "prompt with logprobs"
+        sees_ahead = self._media is not None and self._media.lets_prompts_see
+        if sees_ahead or host.position_parts is not None or not self._states.media.keys().isdisjoint(slots):
+            return "prompt with media"
+        return ""
 
     def _sample(self, step: RunningStep, masks: TokenMasks | None) -> None:
         logits, rows, tensors = step.logits, step.rows, step.row_tensors
         step.logits = step.rows = step.row_tensors = None
-        if logits is None or rows is None or tensors is None:
+        if logits is None or rows is None or tensors is None or not len(rows.slots):  # parts of prompts alone
             return
         step.tokens = self._sampler.sample(logits, self._states, rows, masks, tensors.draw_positions)
         plain = rows.plain

@@ -106,7 +106,7 @@ class CountedSlots:
     def _reset(self, row: int, states: RequestStates, slot: int, output: np.ndarray) -> None:
         if self._counts is None:
             self._counts = self._make(states.vocab_size, self._device.torch_device)
-        prompt = states.token_ids[slot, : states.num_prompt_tokens[slot]]
+        prompt = states.token_ids[slot, states.num_virtual_tokens[slot] : states.num_prompt_tokens[slot]]
         self._counts.reset_row(row, *self._device.upload(prompt.copy(), output.copy()))
 
 

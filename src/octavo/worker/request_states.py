@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from octavo.base.params import SamplingParams, SpeechRules
+from octavo.base.params import SamplingParams, SpeechAlignment, SpeechRules
 from octavo.cache.pictures import View
 from octavo.wire.step import CachedRequestData, MediaPlace, NewRequestData
 from octavo.worker.masks import TokenMask
@@ -106,6 +106,8 @@ class RequestStates:
         self.generation = np.zeros(max_num_seqs, np.int64)
 
         self.adapter_slots = np.full(max_num_seqs, -1, np.int32)
+        self.prompt_slots = np.full(max_num_seqs, -1, np.int64)
+        self.num_virtual_tokens = np.zeros(max_num_seqs, np.int64)  # of the prompt's, that read rows of an adapter
         self.temperature = np.zeros(max_num_seqs, np.float32)
         self.top_p = np.ones(max_num_seqs, np.float32)
         self.min_p = np.zeros(max_num_seqs, np.float32)
@@ -119,6 +121,7 @@ class RequestStates:
         #: Slots whose rows need more than temperature, top-k, top-p and min-p.
         self.special: dict[int, SlotParams] = {}
         self.speech: dict[int, SpeechRules] = {}  # of slots that transcribe
+        self.alignments: dict[int, SpeechAlignment] = {}  # of slots that want one in place of tokens
         self.logprobs: dict[int, int] = {}  # slot -> number of alternatives asked for
         self.logprob_ids: dict[int, tuple[int, ...]] = {}  # slot -> which they are, where not the most likely
         self.mirostat_mu: dict[int, float] = {}  # slot -> bits
@@ -142,6 +145,8 @@ class RequestStates:
             self.encoder_tables[group, slot, : len(ids)] = ids
 
         self.adapter_slots[slot] = request.adapter_slot
+        self.prompt_slots[slot] = request.prompt_slot
+        self.num_virtual_tokens[slot] = request.num_virtual_tokens
         # A row that is shaped on the host is divided by its temperature and filtered before the device draws from it.
         drawn = SamplingParams() if params.shapes_rows else params
         self.temperature[slot] = 0.0 if params.greedy else drawn.temperature
@@ -170,14 +175,16 @@ class RequestStates:
             self.mirostat_mu[slot] = 2 * params.mirostat_tau if state is None else state
         if params.speech is not None:
             self.speech[slot] = params.speech
+        if params.alignment is not None:
+            self.alignments[slot] = params.alignment
         # A request that comes back with output has had its whole prompt scored before.
         if params.prompt_logprobs is not None and len(request.prompt_token_ids) == request.num_prompt_tokens:
             self.prompt_logprobs[slot] = params.prompt_logprobs
         penalties = None
         if params.penalises:
-            num_prompt = request.num_prompt_tokens
+            num_virtual, num_prompt = request.num_virtual_tokens, request.num_prompt_tokens
             tokens = self.token_ids[slot, : len(request.prompt_token_ids)]
-            penalties = PenaltyState(tokens[:num_prompt], tokens[num_prompt:])
+            penalties = PenaltyState(tokens[num_virtual:num_prompt], tokens[num_prompt:])
         mask = TokenMask.of(params, request.eos_token_ids, self.vocab_size)
         if penalties or mask or params.logit_bias or params.shapes_rows:
             self.special[slot] = SlotParams(params, mask, penalties, params.shapes_rows)
@@ -252,6 +259,7 @@ class RequestStates:
         self.position_parts.pop(slot, None)
         self.special.pop(slot, None)
         self.speech.pop(slot, None)
+        self.alignments.pop(slot, None)
         self.logprobs.pop(slot, None)
         self.logprob_ids.pop(slot, None)
         self.mirostat_mu.pop(slot, None)

@@ -19,7 +19,7 @@ from octavo.worker.request_states import RequestStates, Rows
 from octavo.worker.scores import Wanted, sampled_scores
 from octavo.worker.shaping import RowShaper, ShapedRows
 from octavo.worker.sparse_parts import fill_bias, fill_masks, fill_penalties
-from octavo.worker.speech import apply_rules, forbidden_ids
+from octavo.worker.speech import apply_rules, listed_ids
 
 _BAD_LOGITS = "The model produced logits that are not numbers; the request cannot go on."
 
@@ -44,6 +44,8 @@ class SampledTokens:
     scored: list[int]  # rows whose log probabilities were asked for
     scores: Callable[[], list[TokenLogprobs]] | None = None  # of `scored`
     shaped: ShapedRows | None = None  # those whose sampler follows what is drawn
+    #: Of first tokens of speech: the row, the id of silence, and its log probability.
+    silence: list[tuple[int, int, torch.Tensor]] = field(default_factory=list)
 
 
 class Sampler:
@@ -63,6 +65,7 @@ class Sampler:
         has_counts = ops.penalty_counts is not None and logprobs_mode.startswith("raw")
         self._counts = CountedSlots(ops, device) if has_counts else None
         self._shaper = RowShaper(device)
+        self._listed: dict[tuple[int, ...], torch.Tensor] = {}  # of `SpeechRules`: those of a model are always the same
 
     def sample(
         self,
@@ -85,7 +88,7 @@ class Sampler:
         saved = self._saved(logits, [row for row in sorted(edited) if slots[row] in states.logprobs])
         if masks is not None:
             at_end = self._forbid(logits, states, rows, masked, masks)
-        unheard = self._apply_speech_rules(logits, states, rows) if states.speech else []
+        silence = self._apply_speech_rules(logits, states, rows) if states.speech else []
         shaped = self._shaper.shape(logits, states, rows, at_end)
         self._fill_batch(states, rows, at_end)
         self._uploaded.positions = draw_positions
@@ -102,14 +105,12 @@ class Sampler:
                 # `sample` leaves the logits as they were; edited rows get their own back where those are asked for.
                 if saved is not None and self._mode.startswith("raw"):
                     logits[saved[0]] = saved[1]
-                scored_ids = ids.clone() if unheard else ids
-                for row, own, no_speech_id in unheard:
-                    logits[row], scored_ids[row] = own, no_speech_id
+                tokens.silence = silence
                 wanted = [
                     Wanted(states.logprobs[slots[row]], states.logprob_ids.get(slots[row])) for row in tokens.scored
                 ]
                 tokens.scores = sampled_scores(
-                    self._device, self._ops, self._mode, logits, self._batch, tokens.scored, scored_ids, wanted
+                    self._device, self._ops, self._mode, logits, self._batch, tokens.scored, ids, wanted
                 )
         return tokens
 
@@ -122,6 +123,9 @@ class Sampler:
             result.errors = dict.fromkeys(bad.tolist(), _BAD_LOGITS)
         if tokens.scores is not None:
             result.logprobs = dict(zip(tokens.scored, tokens.scores(), strict=True))
+            for row, no_speech_id, score in tokens.silence:
+                entry = result.logprobs[row]
+                result.logprobs[row] = TokenLogprobs(entry.logprob, entry.rank, [no_speech_id], [score.item()])
         if tokens.shaped is not None:
             result.sampler_states = tokens.shaped.follow(ids, bad)
         return result
@@ -152,18 +156,23 @@ class Sampler:
 
     def _apply_speech_rules(
         self, logits: torch.Tensor, states: RequestStates, rows: Rows
-    ) -> list[tuple[int, torch.Tensor, int]]:
-        """Edit the rows of slots that have some. Of first tokens: the row, its logits before, and the id of silence."""
+    ) -> list[tuple[int, int, torch.Tensor]]:
+        """Edit the rows of slots that have some. Of first tokens: the row, the id of silence, and its log probability
+        before."""
         first = []
         for row, (slot, num_tokens) in enumerate(zip(rows.slots.tolist(), rows.num_tokens.tolist(), strict=True)):
             rules = states.speech.get(slot)
             if rules is None:
                 continue
             output = states.output_tokens(slot, num_tokens)
-            if not len(output):
-                first.append((row, logits[row].clone(), rules.no_speech_id))
-            (forbidden,) = self._device.upload(forbidden_ids(rules, output, logits.shape[1]).astype(np.int64))
-            apply_rules(logits[row], rules, forbidden, len(output))
+            if not len(output) and slot in states.logprobs:
+                score = logits[row].double().log_softmax(-1)[rules.no_speech_id].float()
+                first.append((row, rules.no_speech_id, score))
+            listed = self._listed.get(rules.forbidden_ids)
+            if listed is None:
+                (uploaded,) = self._device.upload(listed_ids(rules))
+                listed = self._listed[rules.forbidden_ids] = uploaded.clone()
+            apply_rules(logits[row], rules, output, listed)
         return first
 
     def _fill_batch(self, states: RequestStates, rows: Rows, at_end: frozenset[int]) -> None:

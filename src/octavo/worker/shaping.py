@@ -100,7 +100,8 @@ class RowShaper:
         params = states.special[slot].params
         x: np.ndarray = adjusted_logits(logits, batch, i).numpy()
         if params.uses_dry:
-            first = 0 if params.dry_penalty_last_n < 0 else max(0, num_tokens - params.dry_penalty_last_n)
+            begin = int(states.num_virtual_tokens[slot])  # what an adapter puts in front of the prompt is no text
+            first = begin if params.dry_penalty_last_n < 0 else max(begin, num_tokens - params.dry_penalty_last_n)
             penalties = dry_penalties(
                 states.token_ids[slot, first:num_tokens],
                 params.dry_multiplier,

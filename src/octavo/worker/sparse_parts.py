@@ -54,7 +54,8 @@ def fill_penalties(batch: SamplingBatch, special: Special, states: RequestStates
 
 def _last_tokens(states: RequestStates, slot: int, num_tokens: int, last_n: int) -> PenaltyState:
     """The state of a request that had begun `last_n` tokens ago; drafts included."""
-    first, num_prompt = max(0, num_tokens - last_n), int(states.num_prompt_tokens[slot])
+    first = max(int(states.num_virtual_tokens[slot]), num_tokens - last_n)
+    num_prompt = int(states.num_prompt_tokens[slot])
     tokens = states.token_ids[slot]
     return PenaltyState(tokens[first : max(first, num_prompt)], tokens[max(first, num_prompt) : num_tokens])
 

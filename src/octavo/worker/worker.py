@@ -28,13 +28,14 @@ from octavo.wire.messages import AdapterInfo, EngineInfo, PoolingInfo, StepSecon
 from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
 from octavo.worker.adapters import AdapterSlots, AdapterStore, bank_bytes, with_adapters, with_banks
 from octavo.worker.cross_inputs import encoder_channels, encoding_bytes, max_encoder_len, silence
-from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
+from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder, token_ladder
 from octavo.worker.kv_memory import GIB, BlockShapes, KVCachePlan, block_values, kv_caches, plan_kv_cache
 from octavo.worker.kv_scales import check_scale_options, scales_of_file, with_scales
-from octavo.worker.media import MediaEncoder, media_bytes
+from octavo.worker.media import MediaEncoder, media_bytes, media_ops
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
 from octavo.worker.pictures import MOST_PICTURES, most_rows, picture_bytes
 from octavo.worker.pooling import EncodingRunner, Pooler
+from octavo.worker.prompt_adapters import KeptFiles, PromptSlots, prompt_bytes, with_prompts
 from octavo.worker.residence import Residence, Runner, Weights
 from octavo.worker.swap import SwapArena
 from octavo.worker.torch_profile import TorchProfile
@@ -70,6 +71,7 @@ class Worker:
         self._residence: Residence | None = None
         self._profile: TorchProfile | None = None
         self._adapters: AdapterStore | None = None
+        self._kept: KeptFiles | None = None  # of adapters of all kinds; None: there are none
         self._is_whole = False  # a step computes all of a text
         asked = config.step_times.collect_detailed_traces
         self._times_forward = "model" in asked or "all" in asked
@@ -98,6 +100,9 @@ class Worker:
         loaded = with_adapters(loaded, config, ops, device.default_batched_tokens)
         if config.lora.enable_lora:
             self._adapters = AdapterStore(loaded.model.definition, config, checkpoint)
+        loaded = with_prompts(loaded, config, ops, device.default_batched_tokens)
+        if self._adapters is not None or config.prompt_adapter.enable_prompt_adapter:
+            self._kept = KeptFiles(loaded.model.definition, config, self._adapters)
         max_model_len = self._max_model_len(loaded)
         loaded = with_scales(loaded, checkpoint, config.cache, ops, device, max_model_len)
         if config.parallel.batch_invariant and device.name != "cpu" and not loaded.model.can_be_captured:
@@ -117,8 +122,7 @@ class Worker:
             self._check_whole(max_model_len)
             self._is_whole = True
         max_num_batched_tokens = self._max_num_batched_tokens(max_model_len, device)
-        # What is seen of an encoder is not yet among the inputs of a captured step.
-        is_captured = pooling is None and loaded.model.can_be_captured and loaded.model.definition.crossing is None
+        is_captured = pooling is None and loaded.model.can_be_captured
         graph_sizes = self._graph_sizes(device) if is_captured else ()
         reserved = (max_num_batched_tokens if device.uses_graphs else 0, max(graph_sizes, default=0))
         loaded.model.reserve(*reserved)
@@ -153,9 +157,11 @@ class Worker:
                 swap_arena=self.swap_arena,
                 logprobs_mode=config.model.logprobs_mode,
                 graph_sizes=graph_sizes,
+                graph_tokens=token_ladder(max_num_batched_tokens) if graph_sizes else (),
                 windows=model.definition.windows,
                 times_forward=self._times_forward,
                 adapters=self._slots_of(model, ops, device),
+                prompts=None if self._kept is None else PromptSlots(model, ops, device, self._kept),
                 media=MediaEncoder(model, ops, device, media_patches) if model.definition.tower else None,
                 pooler=pooler,
             )
@@ -192,13 +198,13 @@ class Worker:
 
     def read_adapter(self, key: str, path: str) -> AdapterInfo:
         """Keep an adapter on the host. May run in another thread than the steps. Raises CheckpointError."""
-        assert self._adapters is not None, "adapters are off"
-        return self._adapters.read(key, path)
+        assert self._kept is not None, "adapters are off"
+        return self._kept.read(key, path)
 
     def drop_adapter(self, key: str) -> None:
         """No plan names it from here on."""
-        if self._adapters is not None:
-            self._adapters.drop(key)
+        if self._kept is not None:
+            self._kept.drop(key)
 
     def submit(self, plan: SchedulerOutput) -> RunningStep:
         """Launch one step. Call `load` first."""
@@ -391,7 +397,7 @@ class Worker:
         states += media_bytes(definition, ops, device.default_batched_tokens, MEDIA_CACHE_ROWS)
         buffers = states + loaded.model.step_bytes(max_num_batched_tokens, min(num_slots, max_num_batched_tokens))
         num_rows = max(max_num_batched_tokens, max_encoder_len(definition))
-        buffers += bank_bytes(definition, self._config.lora, ops)
+        buffers += bank_bytes(definition, self._config.lora, ops) + prompt_bytes(definition, self._config, ops)
         buffers += encoding_bytes(definition, ops, num_rows, num_slots)
         buffers += picture_bytes(definition, ops, self._config.cache.block_size)
         return buffers + num_slots * ids_per_slot * torch.int32.itemsize
@@ -467,6 +473,7 @@ class Worker:
         max_num_batched_tokens: int,
         seconds: dict[str, float],
     ) -> EngineInfo:
+        prompts = self._config.prompt_adapter
         return EngineInfo(
             model_type=loaded.spec.model_type,
             vocab_size=loaded.spec.vocab_size,
@@ -498,6 +505,7 @@ class Worker:
             num_positions=loaded.spec.max_position_embeddings,
             extra_tokens=loaded.model.definition.extra_tokens,
             max_loras=self._config.lora.max_loras if self._config.lora.enable_lora else 0,
+            max_prompt_adapters=prompts.max_prompt_adapters if prompts.enable_prompt_adapter else 0,
             num_swap_blocks=self.swap_arena.num_places,
             has_states=bool(_state_values(loaded.model.definition)),
             # Scores of what was drawn from are made on the host, before the next step may begin.
@@ -549,11 +557,16 @@ def _media_info(loaded: LoadedModel, step_rows: int) -> dict[str, Any]:
         }
     if tower is None:
         return {}
+    definition = loaded.model.definition.tower
+    assert definition is not None, "a tower has a definition"
+    unit_ops, attention_ops = media_ops(definition)
     return {
         "media_kinds": (*tower.kinds, "embeds"),
         "media_width": loaded.spec.hidden_size * (1 + len(tower.taps)),
         "media_step_rows": step_rows,
         "media_cache_rows": MEDIA_CACHE_ROWS,
+        "media_unit_ops": unit_ops,
+        "media_attention_ops": attention_ops,
         "media_stays_whole": tower.whole_spans,
         "prompts_stay_whole": tower.whole_prompts,
     }

@@ -26,7 +26,7 @@ from octavo.base.config.engine import (
 from octavo.base.config.http import HTTPConfig
 from octavo.base.config.limits import LimitsConfig
 from octavo.base.config.log import LogConfig, LogLevel, LogSetup
-from octavo.base.config.lora import AdaptersConfig, LoraConfig
+from octavo.base.config.lora import AdaptersConfig, LoraConfig, PromptAdapterConfig
 from octavo.base.config.mcp import MCPConfig
 from octavo.base.config.media import MediaConfig
 from octavo.base.config.observe import TRACE_PROTOCOLS, ObserveConfig, StepTimes
@@ -57,6 +57,7 @@ __all__ = [
     "ModelConfig",
     "ObserveConfig",
     "ParallelConfig",
+    "PromptAdapterConfig",
     "SchedulerConfig",
     "ServeConfig",
     "ServerConfig",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
 from octavo.base.config.log import LogSetup
-from octavo.base.config.lora import LoraConfig
+from octavo.base.config.lora import LoraConfig, PromptAdapterConfig
 from octavo.base.config.media import MediaLimits
 from octavo.base.config.observe import StepTimes
 from octavo.base.config.options import json_object, opt
@@ -220,7 +220,8 @@ class ParallelConfig:
     cudagraph_capture_sizes: list[int] = opt(
         list,
         "Batch sizes for which a decoding step is captured as a CUDA graph; other batches are padded to the next size, "
-        "and those beyond the last run without a graph. Default: a series up to --max-num-seqs.",
+        "and those beyond the last run without a graph, also with parts of prompts. Default: a series up to "
+        "--max-num-seqs.",
         low=1,
     )
     attention_backend: Literal["auto", "triton", "flashinfer", "TRITON_ATTN", "FLASHINFER"] = opt(
@@ -257,6 +258,7 @@ class EngineConfig:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    prompt_adapter: PromptAdapterConfig = field(default_factory=PromptAdapterConfig)
     # Of the server's settings what the engine's process must know.
     log: LogSetup = field(default_factory=LogSetup)
     step_times: StepTimes = field(default_factory=StepTimes)
@@ -347,6 +349,7 @@ def check_engine(config: EngineConfig) -> None:
     lora = config.lora
     if lora.num_kept < lora.max_loras:
         raise InvalidConfig(f"--max-cpu-loras ({lora.num_kept}) must be at least --max-loras ({lora.max_loras})")
+    config.prompt_adapter.check()
     budget = scheduler.max_num_batched_tokens
     if budget is None:
         return  # the worker chooses one that fits

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from octavo.base.config.options import opt
+from octavo.base.errors import InvalidConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,29 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptAdapterConfig:
+    """Adapters that put rows of their own in front of prompts."""
+
+    enable_prompt_adapter: bool = opt(False, "Serve prompt adapters beside the model: docs/lora.md.")
+    max_prompt_adapters: int = opt(
+        1,
+        "Most prompt adapters that the requests of one step may have between them, and that are kept in memory.",
+        low=1, high=1024,
+    )  # fmt: skip
+    max_prompt_adapter_token: int = opt(
+        0, "Most virtual tokens of a prompt adapter; --enable-prompt-adapter needs it.", low=0
+    )
+
+    def check(self) -> None:
+        """Raises `InvalidConfig`."""
+        if self.enable_prompt_adapter and not self.max_prompt_adapter_token:
+            raise InvalidConfig(
+                "--enable-prompt-adapter needs --max-prompt-adapter-token, the most virtual tokens that an adapter "
+                "may have"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdaptersConfig:
     """Which adapters the server has, and from where it may get more."""
 
@@ -57,6 +81,9 @@ class AdaptersConfig:
         list,
         "Adapters that are served as models from the start: name=path, or a JSON object with name, path and "
         "base_model_name. A path is a directory, a .gguf file or a hub id.",
+    )
+    prompt_adapters: list[str] = opt(
+        list, "Prompt adapters that are served as models from the start: name=path. A path is a directory or a hub id."
     )
     lora_resolver_dir: str | None = opt(
         None, "Directory whose folders and .gguf files are adapters: one is loaded when a request names it."

@@ -19,7 +19,6 @@ _ONE_DEVICE = "several devices are not built yet: octavo runs a model on one, an
 _NO_RAY = "octavo runs a model on this machine and does not use Ray"
 _NO_SPECULATION = "speculative decoding is not built yet"
 _WITHOUT_SPECULATION = "it asks for nothing without --speculative-model"
-_NO_ADAPTERS = "prompt adapters are not built yet"
 _GRAPHS = "octavo captures graphs by batch size alone, for contexts of any length"
 _THREADS = "octavo makes tokens of text in threads, beside all else"
 _BLOCKS = "octavo's blocks have 16, 32 or 64 tokens"
@@ -171,15 +170,9 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ours("--long-lora-scaling-factors", "none", None, "An adapter's factor follows from its context_length."),
     ours("--max-cpu-loras", "as --max-loras", "none"),
     switch("--fully-sharded-loras", "off", "off", "Shard adapters in full.", ANY, "a model has one device"),
-    switch("--enable-prompt-adapter", "off", None, "Serve prompt adapters.", OFF, _NO_ADAPTERS),
-    other(
-        "--max-prompt-adapters", "1", None, "Most prompt adapters in a step.", ANY,
-        "it asks for nothing without --enable-prompt-adapter", kind="int",
-    ),
-    other(
-        "--max-prompt-adapter-token", "0", None, "Most tokens of a prompt adapter.", ANY,
-        "it asks for nothing without --enable-prompt-adapter", kind="int",
-    ),
+    ours("--enable-prompt-adapter", "off", None, "docs/lora.md says what a prompt adapter may be."),
+    ours("--max-prompt-adapters", "1", None),
+    ours("--max-prompt-adapter-token", "0", None),
     # ---- speculation
     other("--speculative-model", "none", None, "The model that drafts.", NONE, _NO_SPECULATION),
     other("--speculative-model-quantization", "none", None, "Its quantization.", ANY, _WITHOUT_SPECULATION),

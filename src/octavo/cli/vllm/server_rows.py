@@ -17,10 +17,7 @@ SERVER_ROWS: tuple[Row, ...] = (
     ours("--allowed-headers", '["*"]', '["*"]'),
     ours("--api-key", "none", "none", "Every path but /, /health and /ready needs it; see --public-paths."),
     ours("--lora-modules", "none", "none"),
-    other(
-        "--prompt-adapters", "none", None, "Prompt adapters that are served as models.", EMPTY,
-        "adapters are not built yet", kind="list",
-    ),
+    ours("--prompt-adapters", "none", None),
     ours("--chat-template", "none", "none"),
     ours("--response-role", "assistant", "assistant"),
     ours("--ssl-keyfile", "none", "none"),

@@ -50,6 +50,7 @@ class RequestLimits:
     media_kinds: tuple[str, ...] = ()
     media_width: int = 0
     max_loras: int = 0
+    max_prompt_adapters: int = 0
     extra_tokens: int = 0  # ids behind the vocabulary, for requests with an adapter
     max_span_tokens: int | None = None  # where a run of tokens of one item must fit one step
     pictures: PictureTiles = PictureTiles()
@@ -60,7 +61,8 @@ class RequestLimits:
         if self.max_step_tokens is not None:
             limits.append(self.max_step_tokens)
         if message.params.max_tokens is not None:
-            limits.append(len(message.prompt_token_ids) + message.params.max_tokens)
+            num_prompt = message.num_virtual_tokens + len(message.prompt_token_ids)
+            limits.append(num_prompt + message.params.max_tokens)
         return min(limits)
 
     def refusal(self, message: AddRequest) -> str | None:
@@ -71,11 +73,17 @@ class RequestLimits:
         num_ids = self.vocab_size + (self.extra_tokens if message.adapter else 0)
         if min(prompt) < 0 or max(prompt) >= num_ids:
             return f"The prompt contains a token id outside 0..{num_ids - 1}."
-        if message.adapter and not self.max_loras:
+        if message.num_virtual_tokens:
+            if not message.adapter or not self.max_prompt_adapters:
+                return "The request has virtual tokens, and the engine was started without --enable-prompt-adapter."
+            if message.media:
+                return "The request has a prompt adapter, which takes no media beside it."
+        elif message.adapter and not self.max_loras:
             return "The request has an adapter, and the engine was started without --enable-lora."
         if message.media and (refusal := self._media_refusal(message.media, len(prompt))) is not None:
             return refusal
-        num_tokens = len(prompt) + (0 if message.pooling is not None else message.params.max_tokens or 1)
+        num_tokens = message.num_virtual_tokens + len(prompt)
+        num_tokens += 0 if message.pooling is not None else message.params.max_tokens or 1
         if num_tokens > self.max_model_len:
             return f"The request needs {num_tokens} tokens, but the context has {self.max_model_len}."
         if num_tokens > self.kv_capacity:

@@ -8,7 +8,8 @@ hit, a preempted request that begins again, and tokens that a grammar dictates a
 Who comes first: running requests that are one token behind (or one and what a grammar dictated after it), then running
 prompts, then waiting requests in order of (priority, arrival), as long as all limits have room (`limits`). Nobody
 waiting overtakes, but for a request whose prompt is just being computed by another: it lets others pass until it can
-take those blocks from the cache (`shared_prompts`). What is then left of the step goes to drafts (`drafts`): tokens
+take those blocks from the cache (`shared_prompts`); and for one that begins with a medium, until that is encoded, which
+takes several steps while others decode (`core.media`). What is then left of the step goes to drafts (`drafts`): tokens
 that are guessed, computed behind those known, and kept as far as sampling finds them right.
 
 When blocks run out, the newest running request gives up all of its own and goes back to the queue, whose front it
@@ -37,7 +38,7 @@ from octavo.core.blocks.kv_cache_manager import KVCacheManager
 from octavo.core.drafts import Drafter, draft_for
 from octavo.core.faults import fault
 from octavo.core.limits import BlockLimit, Candidate, EncoderLimit, Limit, SlotLimit, TokenLimit
-from octavo.core.media import MediaLimit
+from octavo.core.media import MediaCosts, MediaLimit
 from octavo.core.request import Request, RequestStatus, sampling_seed_of
 from octavo.core.scheduler.answers import Answers, Member
 from octavo.core.scheduler.live_requests import LiveRequests
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 
 #: One in so many, at most, of the running requests may be left out of steps that are planned ahead.
 _FEW: Final = 4
+#: While requests decode, one in so many of the tokens that a step may compute of prompts goes to encoding media.
+_MEDIA_SHARE: Final = 4
 
 
 @dataclass(slots=True)
@@ -111,10 +114,12 @@ class Scheduler:
         self._slots = SlotLimit(self.max_num_seqs)
         self._encoders = EncoderLimit(max(info.max_num_prefill_tokens, self._max_encoder_rows))
         self.limits: list[Limit] = [self._tokens, self._encoders, self._slots, BlockLimit(self.kv)]
-        self._adapters: AdapterLimit | None = None
-        if info.max_loras:
-            self._adapters = AdapterLimit(info.max_loras)
-            self.limits.insert(1, self._adapters)
+        self._adapters = AdapterLimit(info.max_loras) if info.max_loras else None
+        self._prompt_adapters = None
+        if info.max_prompt_adapters:
+            self._prompt_adapters = AdapterLimit(info.max_prompt_adapters, of_prompts=True)
+        self._adapter_limits = [limit for limit in (self._adapters, self._prompt_adapters) if limit is not None]
+        self.limits[1:1] = self._adapter_limits
         self._media: MediaLimit | None = None
         if info.media_kinds and not info.media_tiles:
             self._media = MediaLimit(
@@ -123,6 +128,7 @@ class Scheduler:
                 info.media_cache_rows,
                 is_chunked=self.enable_chunked_prefill,
                 stays_whole=info.media_stays_whole,
+                costs=MediaCosts(info.layer_ops_per_token, info.media_unit_ops, info.media_attention_ops),
             )
             self.limits.insert(1, self._media)
         drafter = self._drafter = None if info.has_states or pooling else drafter
@@ -136,6 +142,7 @@ class Scheduler:
             info.media_kinds,
             info.media_width,
             info.max_loras,
+            info.max_prompt_adapters,
             info.extra_tokens,
             self.max_num_prefill_tokens if info.media_stays_whole else None,
             self._pictures,
@@ -158,7 +165,7 @@ class Scheduler:
     # ------------------------------------------------------------------------------------------ arrivals and ends
     @property
     def takes_adapters(self) -> bool:
-        return self._adapters is not None
+        return bool(self._adapter_limits)
 
     @property
     def has_work(self) -> bool:
@@ -228,6 +235,7 @@ class Scheduler:
         # What one step computes of prompts is bounded apart: it is what the requests above have to wait for.
         beyond_prompts = max(0, step.budget - self.max_num_prefill_tokens)
         step.budget -= beyond_prompts
+        self._continue_media(step)
         self._continue_prompts(step)
         if self.waiting and live.num_preemptions == num_preemptions:
             self._admit(step)
@@ -254,6 +262,8 @@ class Scheduler:
         live.finished_slots, live.swap_dropped, live.swap_out = [], [], []
         if self._adapters is not None:
             plan.adapters_placed = self._adapters.take_plan()
+        if self._prompt_adapters is not None:
+            plan.prompts_placed = self._prompt_adapters.take_plan()
         if self._media is not None:
             plan.media_dropped, plan.media_encoded = self._media.take_plan()
         return plan
@@ -290,6 +300,14 @@ class Scheduler:
             budget -= count
         step.budget = budget
 
+    def _continue_media(self, step: _Step) -> None:
+        """Media on their way. While requests decode, encoding has a part of what a step may compute of prompts, whose
+        tokens make room for it; else it takes what it takes, for nobody waits for the step."""
+        if self._media is not None:
+            is_decoding = len(self.running) > len(step.prefilling)
+            most = max(1, self.max_num_prefill_tokens // _MEDIA_SHARE)
+            step.budget = max(0, step.budget - self._media.go_on(most if is_decoding else None))
+
     def _continue_prompts(self, step: _Step) -> None:
         """Prompts on their way, and what was left of a long jump: they have the blocks of what a step computes."""
         for request, count in step.prefilling:
@@ -299,9 +317,11 @@ class Scheduler:
             count = min(count, step.budget)
             if self._media is not None and request.media:
                 count = self._media.fit(request, num_computed, count)
+                if count:
+                    self._media.claim(request, num_computed, count)
+                self._media.look_ahead(request, num_computed + count)
                 if not count:
-                    continue  # until there is room for what comes next
-                self._media.claim(request, num_computed, count)
+                    continue  # until there is room for what comes next, or its rows are there
             new_ids, request.unsent_block_ids = request.unsent_block_ids, []
             step.cached.append(CachedRequestData(request.slot, new_ids, num_computed))
             step.give(request, count)
@@ -353,7 +373,11 @@ class Scheduler:
                 index += 1
                 continue
             candidate = Candidate(request, computed)
-            count = len(request.token_ids) - self.kv.num_tokens_at_hand(request, computed)
+            start = self.kv.num_tokens_at_hand(request, computed)
+            if self._media is not None and self._media.holds_up(request, start):
+                index += 1
+                continue
+            count = len(request.token_ids) - start
             for limit in self.limits:
                 count = limit.room(candidate, count)
                 if not count:
@@ -391,7 +415,9 @@ class Scheduler:
             num_computed_tokens=request.num_computed_tokens,
             sample_index=request.sample_index,
             sampling_seed=request.sampling_seed,
-            adapter_slot=request.adapter_slot,
+            adapter_slot=-1 if request.num_virtual_tokens else request.adapter_slot,
+            prompt_slot=request.adapter_slot if request.num_virtual_tokens else -1,
+            num_virtual_tokens=request.num_virtual_tokens,
             encoder_token_ids=request.encoder_token_ids,
             encoder_frames=request.encoder_frames,
             encoder_block_ids=request.encoder_block_tables,
@@ -453,6 +479,8 @@ class Scheduler:
         ]
         if self._adapters is not None:
             self._adapters.fail(plan.adapters_placed)
+        if self._prompt_adapters is not None:
+            self._prompt_adapters.fail(plan.prompts_placed)
         return outputs
 
     # ------------------------------------------------------------------------------------------------- maintenance
@@ -462,8 +490,8 @@ class Scheduler:
     def forget_worker(self) -> None:
         """The worker has forgotten slots, KV cache and what it swapped out. There are no requests."""
         assert not self.requests and not self._unanswered
-        if self._adapters is not None:
-            self._adapters.reset()
+        for limit in self._adapter_limits:
+            limit.reset()
         self.reset_prefix_cache()
         if self._media is not None:
             self._media.clear()

@@ -56,7 +56,7 @@ def read_peft(directory: Path) -> AdapterFiles:
         peft_version=(int(version[1]), int(version[2])) if version else (0, 0),
         context_length=config.get("context_length") or 0,
     )
-    file = _open(directory)
+    file = open_tensors(directory)
     named = {name: _meaning(_PREFIX.sub("", name), directory, name) for name in file.names()}
     parameters = _parameters(config, {module for module, kind in named.values() if kind in ("A", "B")}, directory)
     for name, (module, kind) in named.items():
@@ -152,17 +152,26 @@ def _meaning(name: str, directory: Path, whole_name: str) -> tuple[str, str]:
     raise CheckpointError(f"{directory}: tensor {whole_name!r}: not a part of a LoRA adapter that octavo knows")
 
 
-def _open(directory: Path) -> TensorFile:
+def open_tensors(directory: Path) -> TensorFile:
+    """Raises CheckpointError for one that is missing or damaged."""
     for name, kind in _FILES.items():
         if (directory / name).is_file():
             return kind(directory / name)
     raise CheckpointError(f"{directory}: there is no {' and no '.join(_FILES)}")
 
 
-def _check(config: Mapping[str, Any], directory: Path) -> None:
+def check_kind(config: Mapping[str, Any], directory: Path) -> None:
+    """Raises CheckpointError for what is neither LoRA nor a prompt adapter."""
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise CheckpointError(f"{directory}: peft_type is {str(kind)[:40]!r}: of PEFT's adapters octavo reads LORA")
+        raise CheckpointError(
+            f"{directory}: peft_type is {str(kind)[:40]!r}: of PEFT's adapters octavo reads LORA, PROMPT_TUNING "
+            "and P_TUNING"
+        )
+
+
+def _check(config: Mapping[str, Any], directory: Path) -> None:
+    check_kind(config, directory)
     for name in _REFUSED:
         if config.get(name):
             raise CheckpointError(f"{directory}: {CONFIG_NAME}: {name} is not supported")

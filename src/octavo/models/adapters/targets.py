@@ -49,6 +49,27 @@ def with_deltas(definition: Definition, extra_tokens: int) -> Definition:
     return replace(definition, program=program, extra_tokens=extra_tokens)
 
 
+def with_given_rows(definition: Definition) -> Definition:
+    """The same with rows in place of the embedding's, where it has none: a step that brings none computes what it did
+    before."""
+    if any(isinstance(op, ReplaceRows) for op in definition.program.ops):
+        return definition
+    ops: list[Op] = []
+    for op in definition.program.ops:
+        ops.append(op)
+        if isinstance(op, Embed) and op.index == "token_ids":
+            ops.append(ReplaceRows(x=op.out))
+    program = Program(tuple(ops), definition.program.output)
+    program.check()
+    return replace(definition, program=program)
+
+
+def given_width(definition: Definition) -> int:
+    """Columns of the rows that steps bring in the place of the embedding's: more than these where layers behind the
+    first take some."""
+    return max((op.first + op.x.width for op in definition.program.ops if isinstance(op, ReplaceRows)), default=0)
+
+
 def targets(definition: Definition) -> dict[str, Target]:
     """By the declared names of the matrices; a tied output matrix is `lm_head.weight` too."""
     head = definition.lm_head  # None: the model gives vectors

@@ -32,8 +32,10 @@ def with_multiplier(config: ConfigReader, common: Common) -> tuple[Common, float
 
 
 def granite_decoder(config: ConfigReader, common: Common, layers: Sequence[Layer], multiplier: float) -> ModelSpec:
+    scale = config.number("embedding_multiplier", 1.0) / multiplier
     return common.decoder(
         layers,
-        embedding_scale=config.number("embedding_multiplier", 1.0) / multiplier,
+        embedding_scale=scale,
+        given_scale=scale,
         logit_scale=1 / config.number("logits_scaling", 1.0),
     )

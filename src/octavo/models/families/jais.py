@@ -39,5 +39,6 @@ def spec(config: ConfigReader) -> ModelSpec:
     return common.decoder(
         [layer] * common.num_layers,
         embedding_scale=config.number("embeddings_scale", 1.0),
+        given_scale=config.number("embeddings_scale", 1.0),
         logit_scale=config.number("width_scale", width_scale),
     )

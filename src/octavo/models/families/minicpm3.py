@@ -27,5 +27,6 @@ def spec(config: ConfigReader) -> ModelSpec:
     return common.decoder(
         [Sequential(norm=common.norm, attention=attention, mlp=mlp)] * common.num_layers,
         embedding_scale=config.number("scale_emb", 12.0) / multiplier,
+        given_scale=1 / multiplier,
         logit_scale=config.number("dim_model_base", 256.0) / hidden,
     )

@@ -54,6 +54,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     return common.decoder(
         layers,
         embedding_scale=config.number("mup_embedding_multiplier", 10.0),
+        given_scale=config.number("mup_embedding_multiplier", 10.0),
         logit_scale=1 / config.number("mup_width_multiplier", 8.0),
         unused_ids=tuple(each for each in _SPECIAL if each < common.vocab_size and each not in _TRAINED),
     )

@@ -55,8 +55,7 @@ def tower(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[str, 
         raise config.fail("vision_feature_select_strategy", "drops a class token, and SigLIP has none")
     # Rows are those of a layer, also of the last, before the norm behind it.
     made, unused = vit(vision, str(kind), projector, num_layers=used[-1], has_post_norm=False, keeps_class=is_full)
-    scale = text.embedding_scale if text.model_type == "granite" else 1.0
-    return replace(made, joined=used if len(used) > 1 else (), row_scale=scale), unused
+    return replace(made, joined=used if len(used) > 1 else (), row_scale=text.given_scale), unused
 
 
 def _layers(config: ConfigReader, total: int) -> tuple[int, ...]:

@@ -66,8 +66,9 @@ def _run(batch: BatchConfig, config: ServeConfig, path: Path, results: ResultFil
 
     async def work(served: InProcess) -> None:
         posts = [route for route in served.routes if route.method == "POST" and not route.for_admins]
+        posts = [route for route in posts if (route.body or route.form) is not None]
         # Ollama's stream unless they are told not to.
-        paths = [r.path for r in posts if r.body is not None and "{" not in r.path and r.stream_type != NDJSON]
+        paths = [route.path for route in posts if "{" not in route.path and route.stream_type != NDJSON]
         # Enough that no step has room while lines are left; the rest waits in the file.
         window = min(total - done, 2 * served.state.models.default.info.max_num_seqs)
         runner = BatchRunner(served.app, served.state, paths, parser=parser, results=results, window=window)

@@ -88,7 +88,7 @@ class BatchRunner:
             return BatchResult(line.id, line.custom_id, None, error_reply(error).body.error)
         reply = await self._reply(line)
         request_id = reply.headers.get(b"x-request-id", b"").decode("latin-1")
-        response = BatchResponse(reply.status, request_id, msgspec.Raw(reply.body))
+        response = BatchResponse(reply.status, request_id, msgspec.Raw(_json_of(reply)))
         return BatchResult(line.id, line.custom_id, response, _error_of(reply))
 
     async def _reply(self, line: Line) -> CallReply:
@@ -114,6 +114,13 @@ class _Error(msgspec.Struct):
 
 class _Body(msgspec.Struct):
     error: _Error
+
+
+def _json_of(reply: CallReply) -> bytes:
+    """The body of a reply; of one that is a text, such as subtitles, a string of it."""
+    if reply.headers.get(b"content-type", b"").startswith(b"application/json"):
+        return reply.body
+    return msgspec.json.encode(reply.body.decode())
 
 
 def _error_of(reply: CallReply) -> ErrorInfo | None:

@@ -129,14 +129,12 @@ def attention(
             out,
             plan.partial,
             plan.partial_stats,
-            seq_lens,
             plan.starts,
             sinks,
             v_scale,
             NUM_HEADS=num_heads,
             D=head_dim,
             BLOCK_D=block_d,
-            CHUNK=CHUNK,
             BLOCK_C=_COMBINED,
         )
     is_plain = k_scale == v_scale == 1.0 and slopes is None and sinks is None and not chunked
@@ -258,7 +256,7 @@ def variants() -> list[Variant]:
             for limit, has_ends in limits
             for windowed in ((False,) if has_ends or kind == "blocks" else (False, True))
         ]
-    pointers = {"out": "*bf16", "partial": "*fp32", "partial_stats": "*fp32", "seq_lens": "*i32", "starts": "*i32"}
+    pointers = {"out": "*bf16", "partial": "*fp32", "partial_stats": "*fp32", "starts": "*i32"}
     found.append(
         Variant(
             name="combine 32 x 128",
@@ -268,7 +266,6 @@ def variants() -> list[Variant]:
                 "NUM_HEADS": 32,
                 "D": 128,
                 "BLOCK_D": 128,
-                "CHUNK": CHUNK,
                 "BLOCK_C": _COMBINED,
                 "sinks": None,
             },

@@ -147,12 +147,12 @@ def decode_kernel(
 
 @jit
 def combine_kernel(
-    out, partial, partial_stats, seq_lens, starts, sinks, v_scale,
-    NUM_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BLOCK_C: tl.constexpr,
+    out, partial, partial_stats, starts, sinks, v_scale,
+    NUM_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One sequence and head: its chunks, in order, become one result."""
+    """One sequence and head: its chunks, in order, become one result. A sequence that does not decode has none."""
     seq, head = tl.program_id(0), tl.program_id(1)
-    num_chunks = tl.cdiv(tl.load(seq_lens + seq), CHUNK)
+    num_chunks = tl.load(starts + seq + 1) - tl.load(starts + seq)
     if num_chunks > 1:
         dims, chunks = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_C)
         first = tl.load(starts + seq).to(tl.int64)
@@ -179,7 +179,7 @@ def combine_kernel(
 
 
 @jit(do_not_specialize=["table_stride"])
-def prefill_kernel(
+def prefill_kernel(  # noqa: C901 - the branches are of what is known when it is compiled
     out, qkv, k_cache, v_cache, block_tables, table_stride, seq_lens, query_start_loc, tiles,
     slopes, biases, sinks, key_ends, block_stride, scale, cap, v_scale, window,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, Q_STRIDE: tl.constexpr,
@@ -188,13 +188,16 @@ def prefill_kernel(
     CHUNKED: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.constexpr,
     KEYS: tl.constexpr, LOCAL: tl.constexpr, STRIDE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """A tile of BLOCK_M / GROUP_ROWS queries of one sequence, for one head of keys. tiles int32 [., 2]: sequence, tile.
-    GROUP_ROWS: query heads of a head of keys, rounded up to a power of two. Rows of qkv are Q_STRIDE apart."""
+    """A tile of BLOCK_M / GROUP_ROWS queries of one sequence, for one head of keys. tiles int32 [., 2]: sequence, tile;
+    -1: nothing. GROUP_ROWS: query heads of a head of keys, rounded up to a power of two. Rows of qkv are
+    Q_STRIDE apart."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     BLOCK_Q: tl.constexpr = BLOCK_M // GROUP_ROWS
     head = tl.program_id(1)
     seq = tl.load(tiles + 2 * tl.program_id(0)).to(tl.int64)
     tile = tl.load(tiles + 2 * tl.program_id(0) + 1)
+    if seq < 0:  # a captured step has more programs than tiles
+        return
     seq_len = tl.load(seq_lens + seq)
     row_begin = tl.load(query_start_loc + seq)
     num_queries = tl.load(query_start_loc + seq + 1) - row_begin

@@ -21,6 +21,9 @@ CHUNK: Final = 256
 #: Items of a captured step, at least: contexts of a million tokens together, what a large GPU holds of the cache of an
 #: 8B model. They cost 8 bytes each to upload, and their partial results some dozens of megabytes once.
 _LEAST_ITEMS: Final = 4096
+#: Prompts of a captured step, at most, as far as its tiles go: those that are not used cost a program for each head of
+#: keys, which ends at once.
+_MOST_PROMPTS: Final = 32
 #: Prompts: rows of a tile, keys, warps, stages.
 _PREFILL_TILES: Final = {
     (128, 2): (128, 64, 8, 3), (256, 2): (64, 32, 8, 2), (512, 2): (32, 32, 8, 1), (128, 4): (32, 32, 4, 1),
@@ -94,17 +97,34 @@ class AttentionPlanner:
         step = None if self._prompts is None else self._prompts.step(seq_lens, query_start_loc, num_decodes)
         return PlannedArrays((items, starts, tiles), _Numbers(num_decodes, len(items), len(tiles), step))
 
-    def padded_arrays(self, seq_lens: np.ndarray, size: int) -> PlannedArrays | None:
-        """For a step of `size` sequences that all decode, of which the last may be missing: arrays of a shape that
-        depends on `size` alone. None: the contexts need more items than there are."""
-        items, starts = _chunks(seq_lens)
-        capacity = max(_LEAST_ITEMS, 16 * size)
-        if len(items) > capacity:
+    def padded_arrays(
+        self,
+        seq_lens: np.ndarray,
+        query_start_loc: np.ndarray,
+        num_decodes: int,
+        *,
+        num_seqs: int,
+        num_prompt_tokens: int = 0,
+    ) -> PlannedArrays | None:
+        """`arrays` of a shape that depends on the last two numbers alone, for a step of up to `num_seqs` sequences with
+        up to `num_prompt_tokens` tokens in those that do not decode; 0: all decode. None: they need more items or tiles
+        than there are, or the library computes the prompts, whose plan has no fixed shape."""
+        items, starts = _chunks(seq_lens[:num_decodes])
+        tiles, num_items, num_tiles = np.zeros((0, 2), np.int32), max(_LEAST_ITEMS, 16 * num_seqs), 0
+        if num_prompt_tokens:
+            tiles = _tiles(seq_lens, query_start_loc, num_decodes, self._queries)
+            num_tiles = num_prompt_tokens // self._queries + min(num_seqs, _MOST_PROMPTS)
+            if self._prompts is not None and self._prompts.step(seq_lens, query_start_loc, num_decodes) is not None:
+                return None
+        if len(items) > num_items or len(tiles) > num_tiles:
             return None
-        padded = np.zeros((capacity, 2), np.int32)
-        padded[: len(items)] = items
-        starts = np.pad(starts, (0, size - len(seq_lens)), mode="edge")
-        return PlannedArrays((padded, starts, np.zeros((0, 2), np.int32)), _Numbers(size, capacity, 0))
+        # What follows the last item is not looked at.
+        padded = (
+            _filled(items, num_items, 0),
+            _filled(starts, num_seqs + 1, starts[-1]),
+            _filled(tiles, num_tiles, -1),
+        )
+        return PlannedArrays(padded, _Numbers(num_seqs, num_items, num_tiles))
 
     def plan(self, arrays: PlannedArrays, tensors: Sequence[Tensor]) -> AttentionPlan:
         """`tensors`: those of `arrays` on the device."""
@@ -124,6 +144,12 @@ class AttentionPlanner:
             numbers.num_decodes, numbers.num_items, items, starts, numbers.num_tiles, tiles, *self._scratch[-1],
             prompts=self._prompts, prompt_step=numbers.prompt_step,
         )  # fmt: skip
+
+
+def _filled(array: np.ndarray, size: int, value: int) -> np.ndarray:
+    result = np.full((size, *array.shape[1:]), value, array.dtype)
+    result[: len(array)] = array
+    return result
 
 
 def _chunks(seq_lens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ activation is computed by the product before it, where that is few rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -89,9 +89,8 @@ class TritonRunner(Runner):
 
 def fused(program: Program, weights: Weights) -> Program:
     """The program with the operations of this module where the packed weights allow them."""
-    made = Program(
-        _with_linear_act(Program(_with_quantized(program, weights), program.output), weights), program.output
-    )
+    joined = replace(program, ops=_with_quantized(program, weights))
+    made = replace(joined, ops=_with_linear_act(joined, weights))
     made.check()
     return made
 

@@ -148,10 +148,13 @@ def _prefill_kernel(
     HEADS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of BLOCK_M / HEADS queries of one sequence, for HEADS heads. tiles int32 [., 2]: sequence, tile."""
+    """A tile of BLOCK_M / HEADS queries of one sequence, for HEADS heads. tiles int32 [., 2]: sequence, tile; -1:
+    nothing."""
     BLOCK_Q: tl.constexpr = BLOCK_M // HEADS
     seq = tl.load(tiles + 2 * tl.program_id(0)).to(tl.int64)
     tile = tl.load(tiles + 2 * tl.program_id(0) + 1)
+    if seq < 0:
+        return
     seq_len = tl.load(seq_lens + seq)
     row_begin = tl.load(query_start_loc + seq)
     num_queries = tl.load(query_start_loc + seq + 1) - row_begin
@@ -280,8 +283,8 @@ def latent_attention(
             num_stages=2,
         )  # fmt: skip
         combine_kernel[(plan.num_decodes, latent.num_heads)](
-            out, plan.partial, plan.partial_stats, seq_lens, plan.starts, None, 1.0, NUM_HEADS=latent.num_heads,
-            D=latent.rank, BLOCK_D=common["BLOCK_R"], CHUNK=CHUNK, BLOCK_C=16,
+            out, plan.partial, plan.partial_stats, plan.starts, None, 1.0, NUM_HEADS=latent.num_heads,
+            D=latent.rank, BLOCK_D=common["BLOCK_R"], BLOCK_C=16,
         )  # fmt: skip
     if plan.num_tiles:
         _prefill_kernel[(plan.num_tiles, head_blocks)](

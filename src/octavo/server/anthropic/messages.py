@@ -84,7 +84,7 @@ class CountHandler:
         await model.adapter_ready()
         note_unheard(serving, model, exchange, request)
         [prompt] = await model.prompts.made([conversation_of(request, serving.state.config)], "messages")
-        await exchange.send_json(CountReply(len(prompt.ids)))
+        await exchange.send_json(CountReply(model.num_virtual_tokens + len(prompt.ids)))
 
 
 async def _read(serving: Serving, exchange: Exchange, model: type[R]) -> R:

@@ -7,8 +7,11 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from msgspec import UNSET
+
 from octavo.base.errors import InvalidRequest, clip
 from octavo.base.suggest import nearest
+from octavo.media.part import MediaPart, checked_url
 from octavo.served.models import Lease
 from octavo.served.transcription import Piece, SpeechWishes, Task, Transcriber, Transcript
 from octavo.server.http.errors import validate_body
@@ -23,6 +26,7 @@ from octavo.server.openai.protocol.audio import (
     TranscriptionForm,
     TranscriptionReply,
     TranscriptionSegment,
+    TranscriptionWord,
     TranscriptTextDelta,
     TranscriptTextDone,
     TranslationForm,
@@ -47,14 +51,18 @@ class AudioHandler:
     async def __call__(self, exchange: Exchange) -> None:
         serving = self._serving
         serving.state.check_available()
-        form = await exchange.read_form(serving.state.config.max_media_bytes)
-        file, request = self._read(exchange, form)
+        file, request = self._read(exchange, await self._body(exchange))
         lease = serving.state.models.resolve(request.model)
         transcriber = _transcriber(lease)
         wishes = self._wishes(exchange, request)
         transcriber.check(wishes)
         async with exchange.cancelled_on_disconnect():
-            transcript = Transcript(transcriber, await transcriber.sound(file.data, "file"), wishes)
+            sounds = transcriber.sounds
+            if isinstance(file, MediaPart):
+                sound = await sounds.of_part(file)
+            else:
+                sound = await sounds.of_file(file.data, "file")
+            transcript = Transcript(transcriber, sound, wishes)
             async with aclosing(transcript.pieces()) as pieces:
                 if request.stream:
                     await self._stream(exchange, transcript, pieces)
@@ -62,12 +70,30 @@ class AudioHandler:
                     await self._send(exchange, request, transcript, [piece async for piece in pieces])
 
     # ------------------------------------------------------------ the request
-    def _read(self, exchange: Exchange, form: Form) -> tuple[FormFile, TranslationForm]:
+    async def _body(self, exchange: Exchange) -> Mapping[str, Any]:
+        """A form, or an object whose `file_url` is an address of the sound."""
+        if (exchange.header(b"content-type") or "").partition(";")[0].strip().lower() != "application/json":
+            return _form_body(await exchange.read_form(self._serving.state.config.max_media_bytes))
+        body = await exchange.read_json()
+        if not isinstance(body, dict):
+            raise InvalidRequest("The body should be an object.")
+        url = body.pop("file_url", None)
+        if not isinstance(url, str):
+            raise InvalidRequest(
+                "The body is a form, multipart/form-data, with a `file`; or JSON with a `file_url`, an address of the "
+                "sound or `data:audio/...`.",
+                "file_url",
+            )
+        if "timestamp_granularities" in body:
+            body["timestamp_granularities[]"] = body.pop("timestamp_granularities")
+        checked = checked_url(url, "audio", "file_url")
+        return body | {"file": MediaPart(kind="audio", param="file_url", place="file_url", url=checked)}
+
+    def _read(self, exchange: Exchange, body: Mapping[str, Any]) -> tuple[FormFile | MediaPart, TranslationForm]:
         model = TranscriptionForm if self._task == "transcribe" else TranslationForm
-        body = _body(form)
         request = validate_body(model, body)
         refuse_unsupported(body, AUDIO_REFUSALS)
-        if not isinstance(request.file, FormFile):
+        if not isinstance(request.file, FormFile | MediaPart):
             raise InvalidRequest("`file` should be a file of the form, with a file name.", "file")
         known = {field.alias or name for name, field in model.model_fields.items()}
         if ignored := [name for name in ignored_fields(body, model, AUDIO_REFUSALS) if name not in known]:
@@ -84,11 +110,6 @@ class AudioHandler:
         if request.stream and wanted != "json":
             raise InvalidRequest("`response_format` must be json when `stream` is true.", "response_format")
         granularities = getattr(request, "timestamp_granularities", None)
-        if granularities and "word" in granularities:
-            raise InvalidRequest(
-                "Times of words are not computed; `segment` tells those of the pieces that they stand in.",
-                "timestamp_granularities[]",
-            )
         if granularities and wanted != "verbose_json":
             raise InvalidRequest(
                 "`timestamp_granularities[]` needs `response_format` to be verbose_json.", "timestamp_granularities[]"
@@ -100,6 +121,7 @@ class AudioHandler:
             task=self._task,
             language=getattr(request, "language", None),
             prompt=request.prompt or "",
+            words="word" in (getattr(request, "timestamp_granularities", None) or ()),
             temperature=request.temperature or 0.0,
             seed=request.seed or 0,
             priority=request.priority or 0,
@@ -145,6 +167,7 @@ class AudioHandler:
             text=text,
             segments=[_segment(number, piece) for number, piece in enumerate(pieces)],
             usage=_usage(transcript),
+            words=[word for piece in pieces for word in _words(piece)] if transcript.wishes.words else UNSET,
         )
 
 
@@ -154,7 +177,7 @@ def _transcriber(lease: Lease) -> Transcriber:
     return lease.model.speech
 
 
-def _body(form: Form) -> Mapping[str, Any]:
+def _form_body(form: Form) -> Mapping[str, Any]:
     """Fields by name; of those that end in brackets, a list. Raises `InvalidRequest` for one that comes twice."""
     body: dict[str, Any] = {}
     for name, value in [*form.fields, *form.files]:
@@ -184,4 +207,10 @@ def _segment(number: int, piece: Piece) -> TranscriptionSegment:
         piece.avg_logprob,
         piece.compression_ratio,
         piece.no_speech_prob,
+        UNSET if piece.words is None else _words(piece),
     )
+
+
+def _words(piece: Piece) -> list[TranscriptionWord]:
+    found = piece.words or ()
+    return [TranscriptionWord(each.word.strip(), round(each.start, 2), round(each.end, 2)) for each in found]

@@ -85,8 +85,8 @@ class ChatTokensHandler:
         self._serving = serving
 
     async def __call__(self, exchange: Exchange) -> None:
-        prompt = await _chat_prompt(self._serving, exchange, ChatRequest, CHAT_REFUSALS)
-        await exchange.send_json(InputTokens(len(prompt.ids)))
+        model, prompt = await _chat_prompt(self._serving, exchange, ChatRequest, CHAT_REFUSALS)
+        await exchange.send_json(InputTokens(model.num_virtual_tokens + len(prompt.ids)))
 
 
 class TemplateHandler:
@@ -96,13 +96,13 @@ class TemplateHandler:
         self._serving = serving
 
     async def __call__(self, exchange: Exchange) -> None:
-        prompt = await _chat_prompt(self._serving, exchange, TemplateRequest, {})
+        _, prompt = await _chat_prompt(self._serving, exchange, TemplateRequest, {})
         await exchange.send_json(TemplateReply(prompt.text or ""))
 
 
 async def _chat_prompt(
     serving: Serving, exchange: Exchange, kind: type[ChatRequest | TemplateRequest], refusals: Refusals
-) -> Prompt:
+) -> tuple[ServedModel, Prompt]:
     body, request = await serving.read(exchange, kind, refusals)
     check_prompt_options(body)
     model = serving.state.models.resolve(request.model).model
@@ -110,7 +110,7 @@ async def _chat_prompt(
     note_unheard(serving, model, exchange, request)
     conversation = conversation_of(request, request.messages, serving.state.config)
     [prompt] = await model.prompts.made([conversation], "messages")
-    return prompt
+    return model, prompt
 
 
 class DetokenizeHandler:

@@ -125,7 +125,7 @@ class InputTokensHandler:
             rounds.close()
         with own_place(offered):
             [prompt] = await model.prompts.made([conversation], "input")
-        await exchange.send_json(InputTokens(len(prompt.ids)))
+        await exchange.send_json(InputTokens(model.num_virtual_tokens + len(prompt.ids)))
 
 
 def _response(request: ResponsesRequest, response_id: str, model: str, ready: Prepared) -> Response:

@@ -56,6 +56,12 @@ class TranscriptionReply(msgspec.Struct):
     usage: DurationUsage
 
 
+class TranscriptionWord(msgspec.Struct):
+    word: str
+    start: float  # seconds
+    end: float
+
+
 class TranscriptionSegment(msgspec.Struct):
     id: int
     seek: int  # the window that it was heard in, in hundredths of a second
@@ -67,6 +73,7 @@ class TranscriptionSegment(msgspec.Struct):
     avg_logprob: float
     compression_ratio: float
     no_speech_prob: float
+    words: list[TranscriptionWord] | UnsetType = UNSET
 
 
 class VerboseTranscription(msgspec.Struct):
@@ -76,6 +83,7 @@ class VerboseTranscription(msgspec.Struct):
     text: str
     segments: list[TranscriptionSegment]
     usage: DurationUsage
+    words: list[TranscriptionWord] | UnsetType = UNSET
 
 
 class TranscriptTextDelta(msgspec.Struct):
