@@ -307,6 +307,22 @@ def test_a_signal_while_the_model_loads_leaves_nothing(start: Any, signum: int) 
     assert "Traceback" not in server.stderr
 
 
+@pytest.mark.parametrize(
+    ("who", "said"),
+    [("worker", "An API process ended while it started"), ("engine", "The engine process ended while it started")],
+)
+def test_a_process_that_is_killed_in_the_start_ends_it(start: Any, who: str, said: str) -> None:
+    server = start(FAKE_LOAD_SECONDS="60")
+    engine = server.engine()
+    processes = eventually(lambda: found if len(found := workers(server)) == 2 else None, 20, "two processes")
+    (engine if who == "engine" else processes[1]).kill()
+    assert server.wait(10) == 1
+    assert server.stderr.count("octavo serve: error: ") == 1
+    assert f"{said}: it was killed by SIGKILL" in server.stderr
+    for process in [engine, *processes]:
+        wait_gone(process, 5)
+
+
 def test_adapters_that_each_process_would_find_for_itself_are_refused(start: Any, tmp_path: Path) -> None:
     server = start("--enable-lora", "--lora-resolver-dir", str(tmp_path))
     assert server.wait(10) == 2
@@ -318,6 +334,8 @@ def test_term_lets_the_requests_of_every_process_finish(start: Any) -> None:
     server = start(**SLOW).wait_ready()
     clients = pair(server)
     streams = [clients[0].stream(40), clients[1].stream(120)]
+    for process in workers(server):  # as one who stops a whole group does
+        process.terminate()
     server.signal(signal.SIGTERM)
     for stream in streams:
         events = list(stream)
@@ -376,6 +394,20 @@ def test_when_the_engine_dies_every_request_of_every_process_is_told(start: Any)
         assert list(stream)[-2]["error"]["code"] == "engine_dead"
     assert server.wait(5) == 1
     assert "The engine process is dead: it was killed by SIGKILL (out of memory?)." in server.stderr
+
+
+def test_when_the_parent_is_killed_nothing_is_left(start: Any) -> None:
+    server = start(**SLOW).wait_ready()
+    processes = [*workers(server), server.engine()]
+    streams = [client.stream(3000) for client in pair(server)]
+    server.signal(signal.SIGKILL)
+    assert server.wait(5) == -signal.SIGKILL
+    for process in processes:
+        wait_gone(process, 5)
+    for stream in streams:
+        stream.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", server.port), 2)
 
 
 # ---------------------------------------------------------------- real weights

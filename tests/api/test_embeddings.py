@@ -85,6 +85,32 @@ def test_openai_s_client_gets_the_model_s_vectors(server: ServerProcess, embedde
     assert np.abs(np.array(short) - vector(embedder[0], IDS[FIRST], 8)).max() < 1e-6
 
 
+def test_litellm_embedding_and_rerank(server: ServerProcess) -> None:
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else its import asks the internet for prices
+    litellm = pytest.importorskip("litellm")
+    for model, base in (
+        ("openai/e", f"{server.url}/v1"),
+        ("hosted_vllm/e", f"{server.url}/v1"),
+        ("ollama/e", server.url),
+    ):
+        found = litellm.embedding(model=model, input=["w10", "w11 w12"], api_base=base, api_key="none")
+        assert [len(each["embedding"]) for each in found.data] == [32, 32]
+    for provider in ("hosted_vllm", "cohere", "jina_ai"):
+        ranks = litellm.rerank(
+            model=f"{provider}/e", query="w10", documents=["w40", "w10"], top_n=1, api_base=server.url, api_key="none"
+        )
+        assert [each["index"] for each in ranks.results] == [1]
+
+
+def test_langchain_embeddings(server: ServerProcess) -> None:
+    """It counts tokens by a vocabulary of OpenAI's unless told not to."""
+    langchain_openai = pytest.importorskip("langchain_openai")
+    made = langchain_openai.OpenAIEmbeddings(
+        model="e", base_url=f"{server.url}/v1", api_key="none", check_embedding_ctx_length=False
+    )
+    assert [len(each) for each in made.embed_documents(["w10", "w11 w12"])] == [32, 32]
+
+
 def test_prompts_and_texts_that_are_cut(server: ServerProcess, embedder: tuple[Any, Path]) -> None:
     def first(**body: Any) -> np.ndarray:
         return np.array(server.request("POST", "/v1/embeddings", body).json["data"][0]["embedding"])

@@ -9,6 +9,7 @@ import logging
 import shutil
 import ssl
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from octavo.server.mcp.servers import check_mcp, servers_of
 from octavo.server.mcp.transport import CheckedTransport
 from server.test_mcp import items
 from server.test_responses import checked, events_of, respond
+from support import odd_mcp_server
 from support.mcp_fakes import ADD, call_of, kinds, server_calling, tool_of
 from support.mcp_server import Running, running
 from support.server_fakes import drive
@@ -118,6 +120,58 @@ def test_what_fails_behind_a_call_is_a_response_that_failed(small: Running) -> N
     body = checked(reply.json())
     assert (reply.status, body["status"], body["error"]["code"]) == (200, "failed", "invalid_prompt")
     assert body["output"][1]["status"] == "completed" and "context" in body["error"]["message"]
+
+
+def odd(*args: str, **settings: Any) -> dict[str, Any]:
+    server = {"command": sys.executable, "args": [odd_mcp_server.__file__, *args], "env": {"ODD_KEY": "operators-key"}}
+    return {"mcp_servers": json.dumps({"odd": server}), **settings}
+
+
+def test_a_server_that_repeats_itself_and_the_keys_it_was_given(caplog: pytest.LogCaptureFixture) -> None:
+    server = server_calling(None, call_of("odd"), "Sorry.", **odd())
+    body = respond(server, tools=[tool_of("odd")]).json()
+    assert items(body) == ["mcp_list_tools", "mcp_call", "message"]
+    listed, call, _ = body["output"]
+    assert [(tool["name"], tool["description"]) for tool in listed["tools"]] == [("odd", "first")]
+    assert [tool["function"]["name"] for tool in server.renderer.options["tools"]] == ["odd"]
+    assert call["error"] == {"type": "mcp_protocol_error", "code": -32010, "message": "the key *** is not known"}
+    assert "the key *** is not known" in caplog.text and "operators-key" not in caplog.text + json.dumps(body)
+
+
+def test_a_server_that_leads_elsewhere_shows_no_path_of_its_url(caplog: pytest.LogCaptureFixture) -> None:
+    with running() as run:
+        run.status, run.location = 307, "http://elsewhere.example/operators-path/"
+        servers = {"small": {"url": run.url.removesuffix("mcp") + "operators-path"}}
+        body = respond(server_calling(run, "Hi", mcp_servers=json.dumps(servers)), tools=[tool_of()]).json()
+    assert items(body) == ["mcp_list_tools", "message"]
+    assert "Redirect to http://elsewhere.example***/ not followed" in body["output"][0]["error"]
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("octavo")]
+    assert "operators-path" not in json.dumps([body, *told])
+
+
+def test_arguments_that_no_server_could_get_leave_the_session_as_it_is() -> None:
+    server = server_calling(None, call_of("count"), call_of("count", half="\ud800"), call_of("count"), "Done.")
+    body = respond(server, tools=[tool_of()]).json()
+    assert items(body) == ["mcp_list_tools", "mcp_call", "mcp_call", "mcp_call", "message"]
+    first, half, second = body["output"][1:4]
+    assert (first["output"], half["status"], second["output"]) == ("1", "failed", "2")
+    assert half["error"]["message"] == "the arguments are no JSON object"
+
+
+def test_a_list_of_pages_without_end_is_given_up_at_its_bound() -> None:
+    server = server_calling(None, "Hi", **odd("endless", mcp_max_bytes=2500))
+    body = respond(server, tools=[tool_of("odd")]).json()
+    assert items(body) == ["mcp_list_tools", "message"] and "--mcp-max-bytes" in body["output"][0]["error"]
+
+
+def test_a_name_that_a_list_has_again_and_again_is_one_tool(small: Running) -> None:
+    """Names that tell them apart would grow with each, and with them the time in which nobody else is served."""
+    tools = [{"name": "t", "description": str(i), "input_schema": {"type": "object"}} for i in range(1024)]
+    given = [{"type": "mcp_list_tools", "server_label": "small", "tools": tools}, {"role": "user", "content": "Hello"}]
+    server = server_calling(small, "Hi")
+    assert items(respond(server, given, tools=[tool_of()]).json()) == ["message"]
+    [shown] = server.renderer.options["tools"]
+    assert (shown["function"]["name"], shown["function"]["description"]) == ("t", "0")
 
 
 # ---------------------------------------------------------------- cancelled

@@ -78,7 +78,7 @@ def test_n6_thinking_text_and_calls_are_blocks_in_their_order() -> None:
     message = message_of(server, tools=[WEATHER, CLOCK])
     thinking, text, first, second = message["content"]
     assert (thinking["type"], thinking["thinking"]) == ("thinking", "Hm.") and thinking["signature"]
-    assert (text["type"], text["text"]) == ("text", "Let me see.")
+    assert text == {"type": "text", "text": "Let me see."}  # some clients take no `citations` that is null
     assert (first["type"], first["name"], first["input"]) == ("tool_use", "get_weather", {"city": "Oslo"})
     assert (second["name"], second["input"]) == ("get_time", {})
     assert first["id"].startswith("toolu_") and first["id"] != second["id"]
@@ -230,6 +230,18 @@ def test_tool_choice(choice: Any, kinds: list[str]) -> None:
     assert reply["stop_reason"] == ("end_turn" if choice["type"] == "none" else "tool_use")
 
 
+def test_a_format_of_the_text_holds_nothing_where_calls_are_forced() -> None:
+    form = {"type": "json_schema", "schema": {"type": "object"}}
+    fields = {"tools": [WEATHER], "tool_choice": {"type": "any"}}
+    server = saying(ONE, reasoning=None)
+    assert ask(server, output_config={"format": form}, **fields).json()["stop_reason"] == "tool_use"
+    ask(server, **fields)
+    formed, plain = server.engine.requests
+    assert formed.params.grammar == plain.params.grammar
+    bad = {"format": {**form, "schema": {"$ref": "#/nowhere"}}}
+    assert ask(server, output_config=bad, **fields).status == 400
+
+
 def test_one_call_at_most() -> None:
     server = saying(TWO, reasoning=None)
     choice = {"type": "auto", "disable_parallel_tool_use": True}
@@ -325,6 +337,11 @@ CALL = [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]
         ({"stop_sequences": ["a" * 4097]}, "stop_sequences: A stop string has at most 4096"),
         ({"temperature": 2.5}, "`temperature` must be in"),
         ({"mcp_servers": [{"url": "x"}]}, "`mcp_servers` is not"),
+        ({"compaction": {"type": "summarize"}}, "`compaction` is not"),
+        ({"inference_geo": "us"}, "`inference_geo` is not"),
+        ({"tools": [{**WEATHER, "allowed_callers": ["code_execution_20260120"]}]}, "tools.0.allowed_callers.0: "),
+        ({"messages": [{"role": "user", "content": [{"type": "document", "citations": {"enabled": True}}]}]},
+         "messages.0.content.0.citations.enabled: "),
         ({"messages": [{"role": "user", "content": "x" * CONTEXT}]}, "prompt is too long: messages: At most 512"),
     ],
 )  # fmt: skip

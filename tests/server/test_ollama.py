@@ -89,6 +89,19 @@ def test_log_probabilities() -> None:
     assert whole["logprobs"][0]["top_logprobs"][0]["token"] == "H"
 
 
+@pytest.mark.parametrize("content_type", ["", "application/x-www-form-urlencoded"])
+def test_the_content_type_does_not_count_but_for_pages(content_type: str) -> None:
+    """As with curl's default, and with clients that send none."""
+    server, headers = saying("Yes"), {"content-type": content_type}
+    for path in ("/api/chat", "/api/generate", "/api/show"):
+        body = {"model": MODEL, "messages": USER, "stream": False} if path == "/api/chat" else {"model": MODEL}
+        assert server.post(path, body, headers).status == 200
+        assert server.post(path, body, headers | {"origin": "http://example.org"}).status == 400
+    for path in ("/api/embed", "/api/embeddings"):
+        error = server.post(path, {"model": MODEL, "input": "a", "prompt": "a"}, headers).json()["error"]
+        assert "Embeddings" in error  # this model gives none
+
+
 def test_a_text_is_gone_on_with() -> None:
     server = saying("Yes", reasoning=None)
     fields = {"model": f"{MODEL}:latest", "prompt": "Hello", "stream": False}

@@ -258,6 +258,39 @@ def test_n2_a_format_is_held_and_named_as_here() -> None:
     assert respond(server, text={"format": {"type": "json_object"}}).status == 200
 
 
+def test_thoughts_come_back_in_the_field_that_clients_carry() -> None:
+    """Some keep no more of a reasoning item than its `encrypted_content`."""
+    server = server_saying("<think>Hm.</think>Hi", reasoning="deepseek_r1")
+    whole, _ = both(server, include=["reasoning.encrypted_content"], store=False)
+    thought = whole["output"][0]
+    assert "encrypted_content" not in respond(server).json()["output"][0]
+    carried = {
+        "type": "reasoning",
+        "id": thought["id"],
+        "summary": [],
+        "encrypted_content": thought["encrypted_content"],
+    }
+    for item in (carried, thought):
+        assert respond(server, [USER, item, {"role": "assistant", "content": "Hi"}, USER]).status == 200
+        said = server.renderer.messages[1]
+        assert (said["content"], said["reasoning_content"]) == ("Hi", "Hm.")
+
+
+def test_a_format_of_the_text_holds_nothing_where_calls_are_forced() -> None:
+    """Some clients send the schema of an answer as a format, and as a function that must be called."""
+    server = server_saying(ONE)
+    form = {"type": "json_schema", "name": "a", "schema": {"type": "object", "properties": {}}}
+    for choice in ("required", {"type": "function", "name": "get_weather"}):
+        fields = {"tools": TOOLS[:1], "tool_choice": choice}
+        reply = checked(respond(server, text={"format": form}, **fields).json())
+        assert [item["type"] for item in reply["output"]] == ["function_call"]
+        respond(server, **fields)
+        formed, plain = server.engine.requests[-2:]
+        assert formed.params.grammar == plain.params.grammar
+    bad = {"format": {**form, "schema": {"$ref": "#/nowhere"}}}
+    assert respond(server, text=bad, **fields).error["param"].startswith("text.format.schema")
+
+
 def test_effort_and_summaries_reach_the_template_or_are_named() -> None:
     server = make_server()
     reply = respond(server, reasoning={"effort": "none", "summary": "auto"})
@@ -346,21 +379,29 @@ REFUSED: list[tuple[dict[str, Any], str | None]] = [
     ({"input": [{"type": "function_call", "call_id": "a", "name": "f"}]}, "input.0.arguments"),
     ({"input": [{"type": "function_call_output", "call_id": "a", "output": "b"}]}, "input.0.call_id"),
     ({"input": [{"type": "reasoning", "summary": [], "encrypted_content": "x"}]}, "input.0.encrypted_content"),
+    (
+        {"input": [{"type": "reasoning", "summary": [], "encrypted_content": "octavo-reasoning-1.*"}]},
+        "input.0.encrypted_content",
+    ),
     ({"input": "a", "tools": [{"type": "web_search"}]}, "tools.0"),
     ({"input": "a", "tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]}, "tools.0"),
     ({"input": "a", "tools": [{"type": "mcp", "server_label": "a", "server_url": "http://a"}]}, "tools.0.server_url"),
     ({"input": "a", "tools": [{"type": "custom", "name": "a"}]}, "tools.0"),
     ({"input": "a", "tools": [{"type": "function"}]}, "tools.0.name"),
     ({"input": "a", "tools": [TOOLS[0], TOOLS[0]]}, "tools.1.name"),
+    ({"input": "a", "tools": [{**TOOLS[0], "defer_loading": True}]}, "tools.0.defer_loading"),
+    ({"input": "a", "tools": [{**TOOLS[0], "allowed_callers": ["programmatic"]}]}, "tools.0.allowed_callers.0"),
+    ({"input": "a", "tools": [{**TOOLS[0], "async": True}]}, "tools.0.async"),
     ({"input": "a", "tools": [TOOLS[0]], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
     ({"input": "a", "tools": [TOOLS[0]], "tool_choice": {"type": "web_search"}}, "tool_choice"),
-    ({"input": "a", "include": ["reasoning.encrypted_content"]}, "include.0"),
     ({"input": "a", "include": ["web_search_call.results"]}, "include.0"),
     ({"input": "a", "text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
     ({"input": "a", "text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
     ({"input": "a", "text": {"format": {"type": "xml"}}}, "text.format.type"),
     ({"input": "a", "text": {"verbosity": "none"}}, "text.verbosity"),
     ({"input": "a", "reasoning": {"effort": "huge"}}, "reasoning.effort"),
+    ({"input": "a", "reasoning": {"context": "current_turn"}}, "reasoning.context"),
+    ({"input": "a", "reasoning": {"mode": "pro"}}, "reasoning.mode"),
     ({"input": "a", "truncation": "left"}, "truncation"),
     ({"input": "a", "metadata": {str(i): "" for i in range(17)}}, "metadata"),
     ({"input": "a", "metadata": {"a": 5}}, "metadata.a"),

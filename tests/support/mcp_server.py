@@ -71,6 +71,7 @@ class Running:
     waiting: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
     status: int | None = None  # answers every request from now on
+    location: str = ""  # with it: to where they are led
 
     def apart(self) -> Running:
         """The same server, whose requests are told apart from those of others."""
@@ -98,7 +99,8 @@ def running(**options: Any) -> Iterator[Running]:
             headers = {name.decode(): value.decode() for name, value in scope["headers"]}
             run.under.get(scope["query_string"].decode(), run.requests).append((scope["method"], headers))
             if run.status is not None:
-                await send({"type": "http.response.start", "status": run.status, "headers": []})
+                led = [(b"location", run.location.encode())] if run.location else []
+                await send({"type": "http.response.start", "status": run.status, "headers": led})
                 await send({"type": "http.response.body", "body": b"no"})
                 return
         await inner(scope, receive, send)

@@ -61,6 +61,16 @@ def test_the_client_of_mcp_servers_is_imported_when_one_is_asked() -> None:
     assert not [m for m in modules if m.split(".")[0] in ("mcp", "mcp_types", "httpx2", "httpcore2", "anyio")]
 
 
+def test_a_server_of_one_process_does_without_what_several_need() -> None:
+    modules = probe("octavo.cli.serve", "octavo.launch.server", "octavo.server.app")["modules"]
+    assert isinstance(modules, list)
+    several = ("supervisor", "api_process", "api_processes", "shared_place", "shared_http", "offers")
+    names = [f"octavo.launch.{name}" for name in several]
+    names += ["octavo.wire.api_messages", "octavo.server.responses.shared_store", "octavo.core.clients"]
+    assert all(importlib.util.find_spec(name) for name in names)
+    assert not [name for name in names if name in modules]
+
+
 def test_the_engine_is_not_in_the_api_process() -> None:
     modules = probe("octavo.launch.server", "octavo.server.app")["modules"]
     assert isinstance(modules, list)

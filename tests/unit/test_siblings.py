@@ -6,21 +6,33 @@ import asyncio
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 
+from octavo.base.config import ServeConfig, ServerConfig
 from octavo.base.errors import InvalidRequest, OctavoError, ServerError
 from octavo.client.siblings import NoSiblings, Occupancy, numbers_of
-from octavo.launch.offers import answered, error_of
+from octavo.launch.offers import answered, error_of, reply
 from octavo.launch.shared_http import Acceptor
+from octavo.launch.supervisor import Supervisor
 from octavo.server.merged_metrics import families_of, rendered
 from octavo.server.metrics import Metrics
-from octavo.server.responses.store import StoreFailed
+from octavo.server.responses.shared_store import shared_store, store_offers
+from octavo.server.responses.store import KeptResponse, ResponseStore, StoreFailed
+from octavo.wire.api_messages import FromApiProcess, Ran
+from octavo.wire.messages import StartupFailed
+from octavo.wire.transport import AsyncConnection, TransportError
 
 
 @pytest.fixture
@@ -109,6 +121,80 @@ def test_errors_come_back_as_what_they_were() -> None:
 
 async def _double(number: int) -> int:
     return 2 * number
+
+
+def test_a_result_that_cannot_be_sent_is_answered_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        sender = await AsyncConnection[Any].open(ours, FromApiProcess)
+        receiver = await AsyncConnection[Any].open(theirs, FromApiProcess)
+        for result in (10**30, "\ud800", object()):
+            reply(sender, Ran, 7, result, None)
+            got = await receiver.receive()
+            assert (got.number, got.result, got.failure.error) == (7, None, "ServerError")
+        reply(sender, Ran, 8, [1], None)
+        assert await receiver.receive() == Ran(8, [1])
+        await sender.close()
+        with pytest.raises(TransportError):
+            reply(sender, Ran, 9, 1, None)
+        assert caplog.text.count("could not be sent") == 3
+        await receiver.close()
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
+def test_items_cross_whatever_numbers_their_schemas_have(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = ResponseStore(ServerConfig(responses_store=str(tmp_path / "kept.db")))
+        await store.open()
+        offers = store_offers(store)
+
+        async def ask(name: str, *args: Any) -> Any:
+            crossed = msgspec.msgpack.decode(msgspec.msgpack.encode(args))
+            return msgspec.msgpack.decode(msgspec.msgpack.encode(await offers[name](*crossed)))
+
+        shared = shared_store(ask)
+        tools = [{"name": "big", "input_schema": {"type": "object", "maximum": 10**30}}]
+        item = {"type": "mcp_list_tools", "id": "mcpl_1", "server_label": "s", "tools": tools}
+        await shared.insert_conversation("conv_1", "me", {"id": "conv_1"})
+        await asyncio.ensure_future(shared.append("conv_1", [item]))  # type: ignore[arg-type]
+        assert await shared.items("conv_1") == [item] and await shared.item("mcpl_1", "me") == item
+        body = msgspec.json.encode({"output": [item | {"id": "mcpl_3"}], "background": False, "conversation": None})
+        kept = KeptResponse("resp_1", "me", "in_progress", None, body, msgspec.json.encode([item | {"id": "mcpl_2"}]))
+        await shared.insert(kept, [item | {"id": "mcpl_2"}])
+        done = shared.finish("resp_1", "completed", body, [item | {"id": "mcpl_3"}], b"")
+        await asyncio.ensure_future(done)  # type: ignore[arg-type]
+        for item_id in ("mcpl_2", "mcpl_3"):
+            assert await shared.item(item_id, "me") == item | {"id": item_id}
+        found = await shared.response("resp_1", "me")
+        assert found is not None and found.status == "completed"
+        await store.close()
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
+def test_a_process_that_cannot_listen_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    supervisor = Supervisor(ServeConfig(), *cast(Any, (None, None, [])))
+    member: Any = SimpleNamespace(process=SimpleNamespace(index=1))
+    supervisor._on_message(member, StartupFailed("StartupError", "Cannot listen on x: no."))
+    assert "API process 1: Cannot listen on x: no." in caplog.text
+
+
+_HEARS = """
+import os, signal, subprocess, sys
+from octavo.base.child_process import leave_signals_to_parent
+leave_signals_to_parent(with_children=sys.argv[1] == "no")
+for signum in (signal.SIGINT, signal.SIGTERM):
+    os.kill(os.getpid(), signum)
+show = "import signal; print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)"
+print(subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True).stdout.strip())
+"""
+
+
+@pytest.mark.parametrize(("hears", "is_default"), [("yes", "True"), ("no", "False")])
+def test_what_an_api_process_starts_hears_signals(hears: str, is_default: str) -> None:
+    run = subprocess.run([sys.executable, "-c", _HEARS, hears], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == is_default, run.stderr
 
 
 def test_metrics_of_processes_are_added_but_for_those_that_are_the_servers() -> None:

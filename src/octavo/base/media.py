@@ -75,17 +75,6 @@ class MediaItem(msgspec.Struct, array_like=True, frozen=True, gc=False):
     def rows(self) -> int:
         return sum(length for _, length in self.spans)
 
-    def time_refusal(self, max_positions: int) -> str | None:
-        """Why its rows have no positions below `max_positions`: they go by what a file says of its length. None: they
-        have."""
-        steps = 0 if self.grid is None else self.grid[0] // len(self.spans) - 1
-        if 0 <= self.offset + steps * self.time_step < max_positions:
-            return None
-        return (
-            f"A video's last frames are at position {self.offset + steps * self.time_step:g} in time, and the context "
-            f"has {max_positions}: show a part of it."
-        )
-
     @property
     def size(self) -> int:
         """By which the work of encoding it is measured: patches of pictures, frames of sounds; 0: there is none."""
@@ -102,6 +91,17 @@ class MediaItem(msgspec.Struct, array_like=True, frozen=True, gc=False):
                 return self.tensors[name].shape[0]
         given = (self.tensors[name].shape for name in ("values", "patches") if name in self.tensors)
         return sum(shape[0] for shape in given)
+
+    def time_refusal(self, max_positions: int) -> str | None:
+        """Why its rows have no positions below `max_positions`: they go by what a file says of its length. None: they
+        have."""
+        steps = 0 if self.grid is None else self.grid[0] // len(self.spans) - 1
+        if 0 <= self.offset + steps * self.time_step < max_positions:
+            return None
+        return (
+            f"A video's last frames are at position {self.offset + steps * self.time_step:g} in time, and the context "
+            f"has {max_positions}: show a part of it."
+        )
 
 
 def placeholder_pattern(placeholder: str) -> str:

@@ -20,9 +20,9 @@ from octavo.base.errors import StartupError
 from octavo.base.log import setup_logging
 from octavo.launch.engine_process import EngineEnd
 from octavo.launch.listener import Listener
-from octavo.launch.place import SharedPlace
 from octavo.launch.serve_loop import run_server
 from octavo.launch.server import run_loaded
+from octavo.launch.shared_place import SharedPlace
 from octavo.wire.api_messages import Setup
 from octavo.wire.messages import StartupFailed
 from octavo.wire.transport import TransportError, encode_frame, make_decoder, receive_frame
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="octavo.launch.api_process")
     parser.add_argument("--control", type=int, required=True)
     args = parser.parse_args(argv)
-    leave_signals_to_parent()
+    leave_signals_to_parent(with_children=False)  # MCP servers are told by TERM to end
     setup_logging(process="server")
     control = socket.socket(fileno=args.control)
     last_words = control.dup()  # the event loop closes the other

@@ -20,7 +20,8 @@ from octavo.base.errors import (
 )
 from octavo.client.siblings import Offer
 from octavo.server.responses.store import StoreFailed
-from octavo.wire.api_messages import Failure
+from octavo.wire.api_messages import Answer, Failure, Ran
+from octavo.wire.transport import AsyncConnection
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,24 @@ async def answered(offers: Mapping[str, Offer], name: str, args: tuple[Any, ...]
     except Exception as exc:
         logger.exception("%s failed", name)
         return None, Failure("ServerError", f"Internal error: {type(exc).__name__}.")
+
+
+def reply(
+    connection: AsyncConnection[Any],
+    kind: type[Answer] | type[Ran],
+    number: int,
+    result: Any,
+    failure: Failure | None,
+) -> None:
+    """Send what became of a question. Somebody waits for it, also where the result is nothing that can be sent.
+
+    Raises `TransportError` when the connection is closed.
+    """
+    try:
+        connection.send(kind(number, result, failure))
+    except Exception as exc:
+        connection.send(kind(number, failure=Failure("ServerError", f"Internal error: {type(exc).__name__}.")))
+        logger.exception("what another process asked for could not be sent")
 
 
 def error_of(failure: Failure) -> OctavoError:

@@ -26,7 +26,7 @@ from octavo.client.siblings import Locks, Offer
 from octavo.launch.api_processes import ApiProcess, api_processes, wait_ready
 from octavo.launch.engine_process import EngineProcess, exit_words
 from octavo.launch.listener import Listener, bind
-from octavo.launch.offers import answered
+from octavo.launch.offers import answered, reply
 from octavo.launch.place import tell_address
 from octavo.launch.progress import phase_report
 from octavo.launch.serve_loop import END_SECONDS, ENGINE_STOP_SECONDS
@@ -47,7 +47,7 @@ from octavo.wire.api_messages import (
     Serve,
     Signalled,
 )
-from octavo.wire.messages import Shutdown
+from octavo.wire.messages import Shutdown, StartupFailed
 from octavo.wire.transport import AsyncConnection, TransportError
 
 logger = logging.getLogger(__name__)
@@ -223,6 +223,8 @@ class Supervisor:
             self._num_listening += 1
             if self._num_listening == len(self._members):
                 self._on_listening()
+        elif isinstance(message, StartupFailed):  # it was ready, and then could not listen
+            logger.error("API process %d: %s", member.process.index, message.message)
         elif isinstance(message, Leaving) and not self._is_ending:
             tell_stopping(message.status, message.seconds)
 
@@ -238,7 +240,8 @@ class Supervisor:
             result, failure = await self._everywhere(ask)
         else:
             result, failure = await answered(self._offers, ask.name, ask.args)
-        member.send(Answer(ask.number, result, failure))
+        with suppress(TransportError):  # its end is about to be noticed
+            reply(member.connection, Answer, ask.number, result, failure)
 
     async def _everywhere(self, ask: Ask) -> tuple[Any, Failure | None]:
         """What all have answered, in their order; the first error, if one had any."""

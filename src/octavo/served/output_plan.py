@@ -45,7 +45,7 @@ class OutputPlan:
 
     @property
     def is_forced(self) -> bool:
-        return self.choice.mode in ("required", "named")
+        return self.choice.forces_calls
 
     def output_format(self, is_thinking: bool | None) -> OutputFormat | None:
         """How to read the output; None: all of it is content."""
@@ -127,7 +127,7 @@ def _choice(wishes: ReplyWishes, config: ServerConfig, *, knows_format: bool) ->
     """The turn's choice where it has functions; what it means where it has none."""
     choice = wishes.choice or ToolChoice("auto")
     if not wishes.functions:
-        if choice.mode in ("required", "named") or choice.names is not None:
+        if choice.forces_calls or choice.names is not None:
             raise InvalidRequest("`tool_choice` needs `tools` to choose from.", "tool_choice")
         return ToolChoice("none")
     known: set[str] = set()
@@ -169,7 +169,7 @@ def _is_held(
     config: ServerConfig,
 ) -> bool:
     """The calls are held to something: they are forced, or strict, or part of an output that is held."""
-    if choice.mode in ("required", "named"):
+    if choice.forces_calls:
         return True
     is_asked = bool(strict) or config.tool_strict_level == "function"
     return choice.mode == "auto" and row is not None and (is_asked or _is_document(constraint))

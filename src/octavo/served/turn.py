@@ -65,6 +65,11 @@ class ToolChoice:
     mode: ChoiceMode
     names: tuple[str, ...] | None = None
 
+    @property
+    def forces_calls(self) -> bool:
+        """The output is calls, and has no text."""
+        return self.mode in ("required", "named")
+
 
 @dataclass(frozen=True, slots=True)
 class Function:

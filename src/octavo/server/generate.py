@@ -29,7 +29,6 @@ from octavo.server.openai.protocol.common import (
     SamplingFields,
     StreamOptions,
     check_request_id,
-    ignored_fields,
     inert,
     refuse_unsupported,
     usage_of,
@@ -107,7 +106,7 @@ class GenerateHandler:
         serving.state.check_available()
         body, request = await serving.read(exchange, GenerateBody, _REFUSALS)
         given, params = body.get("sampling_params") or {}, request.sampling_params
-        self._check(exchange, given, request)
+        self._check(given, request)
         lease = serving.state.models.resolve(request.model)
         if request.request_id is not None and not exchange.scope["octavo.request_id_given"]:
             exchange.scope["octavo.request_id"] = request.request_id
@@ -136,7 +135,7 @@ class GenerateHandler:
                 exchange, lease.model, prepared, encoder, streams=streams, interval=params.stream_interval
             )
 
-    def _check(self, exchange: Exchange, given: Mapping[str, Any], request: GenerateBody) -> None:
+    def _check(self, given: Mapping[str, Any], request: GenerateBody) -> None:
         """What the parameters cannot ask for, under their place in the body."""
         with _within_params():
             refuse_unsupported(given, _MISPLACED)
@@ -144,10 +143,6 @@ class GenerateHandler:
                 raise InvalidRequest("`prompt_logprobs` are not available when `stream=True`.", "prompt_logprobs")
             if request.sampling_params.stream_interval is not None and not request.stream:
                 raise InvalidRequest("`stream_interval` can only be set when `stream=True`.", "stream_interval")
-        if names := [_PREFIX + name for name in ignored_fields(given, SamplingBody, _MISPLACED)]:
-            if self._serving.state.config.strict_requests:
-                raise InvalidRequest(f"There is no field `{names[0][:64]}`.", names[0][:64])
-            self._serving.note_ignored(exchange, names)
 
 
 @contextmanager

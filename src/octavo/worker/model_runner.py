@@ -182,14 +182,7 @@ class ModelRunner:
                 batch.replaced_rows = torch.zeros(
                     shape, dtype=self._ops.activation_dtype, device=batch.token_ids.device
                 )
-            if self._media is not None and states.media:
-                self._media.place(batch, host, states.media)
-            if self._prompts is not None:
-                self._prompts.place(batch, host)
-            if self._adapters is not None:
-                self._adapters.place(batch, host)
-            if self._media is not None:
-                self._media.let_prompts_see(batch, host, states.num_prompt_tokens[host.slots])
+            self._place(batch, host)
             if self._pooler is not None:
                 step.pooled = self._pool(self._pooler, host, batch, rows)
                 return step
@@ -209,6 +202,18 @@ class ModelRunner:
         if not plan.masked_slots:
             self._sample(step, None)
         return step
+
+    def _place(self, batch: InputBatch, host: HostBatch) -> None:
+        """Let tokens read what stands in the place of embeddings: rows of media and of adapters."""
+        states = self._states
+        if self._media is not None and states.media:
+            self._media.place(batch, host, states.media)
+        if self._prompts is not None:
+            self._prompts.place(batch, host)
+        if self._adapters is not None:
+            self._adapters.place(batch, host)
+        if self._media is not None:
+            self._media.let_prompts_see(batch, host, states.num_prompt_tokens[host.slots])
 
     def _enter(self, plan: SchedulerOutput) -> None:
         """Take in what a plan changes, before its step."""
@@ -354,6 +359,8 @@ class ModelRunner:
         slots = host.slots[host.num_decodes :].tolist()
         if not self._states.prompt_logprobs.keys().isdisjoint(slots):
             return "prompt with logprobs"
+        if host.virtual is not None:
+            return "prompt with an adapter's rows"
         sees_ahead = self._media is not None and self._media.lets_prompts_see
         if sees_ahead or host.position_parts is not None or not self._states.media.keys().isdisjoint(slots):
             return "prompt with media"

@@ -111,17 +111,20 @@ def note_unheard(serving: Serving, model: ServedModel, exchange: Exchange, reque
         serving.note_ignored(exchange, names)
 
 
-def _constraint(request: ConversationFields, model: ServedModel) -> GrammarSpec | None:
-    """What the text of the reply is held to."""
+def _constraint(request: MessagesRequest, model: ServedModel) -> GrammarSpec | None:
+    """What the text of the reply is held to: nothing where it is calls only."""
     config = request.output_config
     newer = None if config is None else config.format
     if newer is not None and request.output_format is not None:
         raise InvalidRequest("`output_format` is the older name of `output_config.format`; give one.", "output_format")
+    given, param = request.output_format, "output_format.schema"
     if newer is not None:
-        return spec_of_schema(newer.schema_, "output_config.format.schema", model.grammar_limits)
-    if request.output_format is not None:
-        return spec_of_schema(request.output_format.schema_, "output_format.schema", model.grammar_limits)
-    return None
+        given, param = newer, "output_config.format.schema"
+    if given is None:
+        return None
+    spec = spec_of_schema(given.schema_, param, model.grammar_limits)
+    choice = _choice(request)
+    return None if choice is not None and choice.forces_calls else spec
 
 
 def _wishes(request: MessagesRequest, model: ServedModel) -> ReplyWishes:

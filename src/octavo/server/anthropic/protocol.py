@@ -22,6 +22,7 @@ class TextBlock(WireModel):
     type: Literal["text"]
     text: str
     cache_control: Any = None  # every prefix is cached; what comes of it is told in the usage
+    citations: Any = None  # of a reply of another server's: where it had the text from
 
 
 class ThinkingBlock(WireModel):
@@ -44,6 +45,12 @@ class ToolUseBlock(WireModel):
     id: Annotated[str, Field(min_length=1, max_length=_MAX_ID_CHARS)]
     name: str
     input: dict[str, Any]
+    caller: Any = None  # the model itself; programs that call are no blocks of this server
+    cache_control: Any = None
+
+
+class Citations(WireModel):
+    enabled: Literal[False] | None = None  # no model here is made to cite
 
 
 class MediaBlock(WireModel):
@@ -53,7 +60,7 @@ class MediaBlock(WireModel):
     source: Any = None
     title: str | None = None
     context: str | None = None  # of a document: what the model is told of it
-    citations: Any = None
+    citations: Citations | None = None
     cache_control: Any = None
 
 
@@ -117,6 +124,7 @@ class ToolResultBlock(WireModel):
     tool_use_id: Annotated[str, Field(min_length=1, max_length=_MAX_ID_CHARS)]
     content: ResultContent | None = None
     is_error: bool | None = None
+    cache_control: Any = None
 
 
 Block = Annotated[
@@ -154,6 +162,9 @@ class ToolParam(WireModel):
     description: str | None = None
     input_schema: dict[str, Any]
     strict: bool | None = None
+    allowed_callers: list[Literal["direct"]] | None = None
+    eager_input_streaming: bool | None = None  # arguments are streamed as they are written
+    cache_control: Any = None
 
     def for_template(self) -> dict[str, Any]:
         return function_tool(self.name, self.description, self.input_schema)
@@ -223,6 +234,8 @@ REFUSALS: Refusals = {
     "mcp_servers": inert(None, []),
     "container": inert(None),
     "speed": inert(None, "standard"),
+    "compaction": inert(None),  # asks for a summary in place of a reply
+    "inference_geo": inert(None, "global"),  # nobody here knows where it runs
 }
 
 
@@ -245,7 +258,6 @@ class MessagesUsage(msgspec.Struct):
 
 class TextReply(msgspec.Struct, tag_field="type", tag="text"):
     text: str
-    citations: None = None
 
 
 class ThinkingReply(msgspec.Struct, tag_field="type", tag="thinking"):

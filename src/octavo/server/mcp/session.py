@@ -9,11 +9,13 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import octavo
+from octavo.base.command_line import HIDDEN
 from octavo.server.mcp.servers import MCPServer, MCPServers
 
 if TYPE_CHECKING:
@@ -26,9 +28,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Mapping[str, Any])
 
 #: Most tools of one server.
 MAX_TOOLS: Final = 1024
+#: Shorter values of headers and variables, and paths, are words that may stand in any text.
+_MIN_SECRET_CHARS: Final = 8
 #: Seconds that a session has to take leave.
 _LEAVE_SECONDS: Final = 5.0
 #: Codes of JSON-RPC, for what a server did not say itself.
@@ -97,17 +102,20 @@ class MCPSession:
 
             tools: list[dict[str, Any]] = []
             cursor: str | None = None
+            size = 0
             while True:
                 page = await session.list_tools(params=PaginatedRequestParams(cursor=cursor) if cursor else None)
-                tools += map(_as_listed, page.tools)
+                found = list(map(_as_listed, page.tools))
+                tools += found
+                size += len(json.dumps(found))
                 if len(tools) > MAX_TOOLS:
                     raise MCPFailed(f"the server has more than {MAX_TOOLS} tools")
+                if size > self._servers.config.mcp_max_bytes:
+                    raise MCPFailed("its list of tools is larger than is read (--mcp-max-bytes)")
                 if not page.next_cursor or page.next_cursor == cursor:
                     break
                 cursor = page.next_cursor
-            if len(json.dumps(tools)) > self._servers.config.mcp_max_bytes:
-                raise MCPFailed("its list of tools is larger than is read (--mcp-max-bytes)")
-            return tools
+            return distinct(tools)
 
         return await self._asked(listed)
 
@@ -152,8 +160,18 @@ class MCPSession:
         except Exception as exc:
             logger.debug("MCP server %s", self.label, exc_info=True)
             failed = self._failed(f"the server does not answer as MCP says ({type(exc).__name__})")
+        failed = MCPFailed(self._without_secrets(failed.message), failed.code, failed.kind)
         logger.warning("MCP server %s: %s", self.label, failed.message)
         raise failed from None
+
+    def _without_secrets(self, text: str) -> str:
+        """A server may repeat what it was sent, such as a key that it does not know, or lead to another URL with it."""
+        path = urlsplit(self._server.url or "").path
+        for value in (*self._headers.values(), *self._server.env.values(), path):
+            for secret in (value, value.rpartition(" ")[2]):  # a scheme stands before it
+                if len(secret) >= _MIN_SECRET_CHARS:
+                    text = text.replace(secret, HIDDEN)
+        return text
 
     def _failed(self, message: str, code: int = _INTERNAL) -> MCPFailed:
         """What went wrong below is what went wrong."""
@@ -251,6 +269,14 @@ def _as_listed(tool: Tool) -> dict[str, Any]:
         "input_schema": tool.input_schema,
         "annotations": None if notes is None else notes.model_dump(by_alias=True, exclude_none=True),
     }
+
+
+def distinct(tools: Iterable[M]) -> list[M]:
+    """The first tool of each name: a call could mean no other. They have a "name"."""
+    found: dict[str, M] = {}
+    for tool in tools:
+        found.setdefault(tool["name"], tool)
+    return list(found.values())
 
 
 def _load() -> None:

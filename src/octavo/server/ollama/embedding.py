@@ -21,7 +21,7 @@ class EmbeddingHandlers:
     async def embed(self, exchange: Exchange) -> None:
         """Texts that are too long are cut, unless `truncate` is false."""
         start = time.monotonic_ns()
-        _, request = await self._serving.read(exchange, EmbedRequest, {})
+        _, request = await self._serving.read(exchange, EmbedRequest, {}, any_type=True)
         texts = [request.input] if isinstance(request.input, str) else request.input
         cuts = request.truncate is not False
         name, found = await self._pooled(exchange, request.model, texts, "input", cuts, request.dimensions)
@@ -31,7 +31,7 @@ class EmbeddingHandlers:
 
     async def embeddings(self, exchange: Exchange) -> None:
         """The older route, of one text."""
-        _, request = await self._serving.read(exchange, EmbeddingsRequest, {})
+        _, request = await self._serving.read(exchange, EmbeddingsRequest, {}, any_type=True)
         _, found = await self._pooled(exchange, request.model, [request.prompt], "prompt", True, None)
         await exchange.send_json(EmbeddingsReply(found[0].floats() if found else []))
 

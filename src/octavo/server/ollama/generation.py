@@ -43,7 +43,7 @@ class GenerationHandlers:
         self._serving = serving
 
     async def chat(self, exchange: Exchange) -> None:
-        _, request = await self._serving.read(exchange, OllamaChatRequest, {})
+        _, request = await self._serving.read(exchange, OllamaChatRequest, {}, any_type=True)
         lease = self._began(exchange, request)
         if not request.messages:
             await self._loaded(exchange, lease, chat_reply)
@@ -52,7 +52,7 @@ class GenerationHandlers:
         await self._answer(exchange, request, lease, chat_of(request), "messages", tools, chat_reply)
 
     async def generate(self, exchange: Exchange) -> None:
-        _, request = await self._serving.read(exchange, OllamaGenerateRequest, GENERATE_REFUSALS)
+        _, request = await self._serving.read(exchange, OllamaGenerateRequest, GENERATE_REFUSALS, any_type=True)
         lease = self._began(exchange, request)
         if not request.prompt and not request.suffix:
             await self._loaded(exchange, lease, generate_reply)

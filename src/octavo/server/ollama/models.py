@@ -67,7 +67,7 @@ class ModelHandlers:
         await exchange.send_json(RunningReply(running))
 
     async def show(self, exchange: Exchange) -> None:
-        _, request = await self._serving.read(exchange, ShowRequest, {})
+        _, request = await self._serving.read(exchange, ShowRequest, {}, any_type=True)
         model = resolve(self._serving.state.models, request.model or request.name).model
         parameters = "\n".join(f"{name} {value}" for name, value in sorted(model.default_sampling.items()))
         await exchange.send_json(

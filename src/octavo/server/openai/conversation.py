@@ -40,7 +40,7 @@ def note_unheard(serving: Serving, model: ServedModel, exchange: Exchange, reque
         return
     variables = model.renderer.template_variables
     unheard = unread_variables(serving, model, request.chat_template_kwargs)
-    unheard += [name for name, known in request.thinking_switches().items() if not variables & known]
+    unheard += [name for name, known in request.template_switches().items() if not variables & known]
     if unheard:
         serving.note_ignored(exchange, unheard)
 

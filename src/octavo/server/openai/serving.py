@@ -18,7 +18,14 @@ from octavo.server.http.middleware import TRACE_HEADERS
 from octavo.server.http.pacing import KeepAlive
 from octavo.server.http.streaming import ReplyEncoder, send_whole, stream_events
 from octavo.server.openai.logprobs import TokenNames
-from octavo.server.openai.protocol.common import Refusals, SamplingFields, WireModel, ignored_fields, refuse_unsupported
+from octavo.server.openai.protocol.common import (
+    Refusals,
+    SamplingFields,
+    WireModel,
+    ignored_below,
+    ignored_fields,
+    refuse_unsupported,
+)
 from octavo.server.state import ServerState
 
 MAX_IGNORED_NAMES = 16
@@ -41,10 +48,10 @@ class Serving:
         body = await exchange.read_json(any_type=any_type)
         request = validate_body(model, body)
         refuse_unsupported(body, refusals)
-        if ignored := ignored_fields(body, model, refusals):
+        if ignored := [*ignored_fields(body, model, refusals), *ignored_below(body, request)]:
             if self.state.config.strict_requests:
                 name = clip(ignored[0], 64)
-                hint = nearest(name, model.model_fields)
+                hint = "" if "." in name else nearest(name, model.model_fields)
                 raise InvalidRequest(f"There is no field `{name}`{hint}", name)
             self.note_ignored(exchange, ignored)
         return body, request

@@ -28,6 +28,7 @@ from octavo.server.responses.output import ResponseBuilder
 from octavo.server.responses.protocol.items import as_items, new_id
 from octavo.server.responses.protocol.reply import ConversationRef, ReasoningSettings, Response
 from octavo.server.responses.protocol.request import (
+    ENCRYPTED,
     REFUSALS,
     InputTokensRequest,
     MixedChoice,
@@ -94,7 +95,13 @@ class CreateHandler:
         return Making(
             model=lease.model,
             prepared=ready,
-            builder=ResponseBuilder(response, serving.names(lease.model), ready.params.logprobs, has_events=has_events),
+            builder=ResponseBuilder(
+                response,
+                serving.names(lease.model),
+                ready.params.logprobs,
+                has_events=has_events,
+                has_encrypted=ENCRYPTED in (request.include or ()),
+            ),
             store=state.store,
             owner=owner,
             input_items=items,

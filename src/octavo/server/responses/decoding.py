@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from octavo.base.errors import ContextLengthExceeded, InvalidRequest, RequestError
 from octavo.base.params import GrammarSpec
@@ -26,7 +25,8 @@ from octavo.server.responses.protocol.request import (
 )
 from octavo.text.grammars.grammar import ANY_OBJECT, GrammarLimits, spec_of_schema
 
-#: What this API calls our fields.
+#: What this API calls chat's fields for templates, and our parameters.
+_SWITCHES = {"reasoning_effort": "reasoning.effort", "verbosity": "text.verbosity"}
 _NAMES = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs", "tools.*.function": "tools.*"}
 
 
@@ -42,6 +42,11 @@ class Offered:
     choice: ToolChoice | None
     places: Sequence[int]
     may_call: bool = False
+
+    @property
+    def forces_calls(self) -> bool:
+        """The model writes no text, which a format of it could hold."""
+        return self.choice is not None and self.choice.forces_calls
 
 
 def offered_of(request: ConversationFields) -> Offered:
@@ -99,36 +104,29 @@ def conversation_of(
     return Conversation(
         messages=messages,
         tools=shown_tools(serving.state.config, offered.functions, None if choice is None else choice.mode),
-        chat_template_kwargs=_template_kwargs(request),
+        chat_template_kwargs=_chat_fields(request).template_kwargs,
         media_options=MediaOptions(request.mm_processor_kwargs, request.media_io_kwargs),
     )
 
 
-def _template_kwargs(request: ConversationFields) -> Mapping[str, Any] | None:
-    fields = _chat_fields(request)
-    verbosity = request.text.verbosity if request.text is not None else None
-    told = {} if verbosity is None else {"verbosity": verbosity}
-    return told | dict(fields.template_kwargs or {}) or None
-
-
 def _chat_fields(request: ConversationFields) -> chat.ConversationFields:
-    effort = request.reasoning.effort if request.reasoning is not None else None
-    return chat.ConversationFields(reasoning_effort=effort, chat_template_kwargs=request.chat_template_kwargs)
+    return chat.ConversationFields(
+        reasoning_effort=request.reasoning.effort if request.reasoning is not None else None,
+        verbosity=request.text.verbosity if request.text is not None else None,
+        chat_template_kwargs=request.chat_template_kwargs,
+    )
 
 
 def note_unheard(serving: Serving, model: ServedModel, exchange: Exchange, request: ConversationFields) -> None:
     """Name in the reply what no template reads, and the summaries that nobody here writes."""
     variables = model.renderer.template_variables
-    unheard = []
-    if any(not variables & known for known in _chat_fields(request).thinking_switches().values()):
-        unheard.append("reasoning.effort")
+    switches = _chat_fields(request).template_switches()
+    unheard = [_SWITCHES[name] for name, known in switches.items() if not variables & known]
     reasoning = request.reasoning
     if reasoning is not None and (reasoning.summary or reasoning.generate_summary):
         unheard.append("reasoning.summary")
     if isinstance(request, ResponsesRequest) and request.service_tier not in (None, "auto", "default"):
         unheard.append("service_tier")
-    if request.text is not None and request.text.verbosity is not None and "verbosity" not in variables:
-        unheard.append("text.verbosity")
     unheard += unread_variables(serving, model, request.chat_template_kwargs)
     if unheard:
         serving.note_ignored(exchange, unheard)
@@ -158,12 +156,13 @@ def turn_of(
         sampling["repetition_detection"] = request.repetition_detection.detection()
     if request.max_output_tokens is not None:
         sampling["max_tokens"] = request.max_output_tokens
+    constraint = constraint_of(request.text.format if request.text is not None else None, model.grammar_limits)
     return Turn(
         request_id=request_id,
         prompts=[conversation],
         sampling=sampling,
         prompt_param="input",
-        constraint=constraint_of(request.text.format if request.text is not None else None, model.grammar_limits),
+        constraint=None if offered.forces_calls else constraint,
         wishes=wishes_of(request, offered),
         priority=request.priority or 0,
         cache_salt=request.cache_salt or "",

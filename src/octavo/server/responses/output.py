@@ -13,6 +13,7 @@ from octavo.server.http.errors import error_reply
 from octavo.server.http.sse import event
 from octavo.server.openai.logprobs import TokenNames, chat_logprobs
 from octavo.server.openai.protocol.chat import ContentLogprob
+from octavo.server.responses.protocol.encrypted import encrypted
 from octavo.server.responses.protocol.items import new_id
 from octavo.server.responses.protocol.reply import (
     CallItem,
@@ -56,8 +57,17 @@ class ResponseBuilder:
     Each event has the number of those before it.
     """
 
-    def __init__(self, response: Response, names: TokenNames, top_logprobs: int | None, *, has_events: bool) -> None:
-        """`top_logprobs`: None where no log probabilities are told."""
+    def __init__(
+        self,
+        response: Response,
+        names: TokenNames,
+        top_logprobs: int | None,
+        *,
+        has_events: bool,
+        has_encrypted: bool = False,
+    ) -> None:
+        """`top_logprobs`: None where no log probabilities are told. `has_encrypted`: reasoning items tell
+        `encrypted_content`."""
         self.response = response
         self.usage = Usage()  # of the round that is being made
         self.server_functions: Mapping[str, ServerFunction] = {}  # by the name that the model knows
@@ -66,6 +76,7 @@ class ResponseBuilder:
         self._names = names
         self._top = top_logprobs
         self._has_events = has_events
+        self._has_encrypted = has_encrypted
         self._events: list[bytes] = []
         self._num_events = 0
         self._pieces: list[str] = []  # of the open item's text
@@ -323,6 +334,8 @@ class ResponseBuilder:
                 )
             else:
                 part = ReasoningText(text)
+                if self._has_encrypted:
+                    item.encrypted_content = encrypted(text)
                 self._tell_item("reasoning_text.done", item_id=item.id, content_index=0, text=text)
             item.content.append(part)
             self._tell_item("content_part.done", item_id=item.id, content_index=0, part=part)

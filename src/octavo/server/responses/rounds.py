@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from octavo.base.errors import InvalidRequest
 from octavo.served.model import Prepared, ServedModel
 from octavo.served.turn import Conversation, ToolChoice
 from octavo.server.mcp.servers import MCPServer
-from octavo.server.mcp.session import MCPFailed, MCPSession
+from octavo.server.mcp.session import MCPFailed, MCPSession, distinct
 from octavo.server.openai.protocol.tools import check_name
 from octavo.server.openai.serving import Serving
 from octavo.server.responses.decoding import Offered, conversation_of, own_place, prepared, turn_of
@@ -318,7 +317,7 @@ def _listed(label: str, items: Sequence[Item]) -> Sequence[Mapping[str, Any]] | 
     for item in reversed(items):
         if item["type"] == "mcp_list_tools" and item["server_label"] == label and item.get("error") is None:
             tools: Sequence[Mapping[str, Any]] = item["tools"]
-            return tools
+            return distinct(tools)
     return None
 
 
@@ -354,7 +353,7 @@ def _is_name(name: str) -> bool:
 def _arguments(text: str) -> dict[str, Any]:
     """Raises `MCPFailed`."""
     try:
-        value = json.loads(text or "{}")
+        value = msgspec.json.decode(text or "{}")  # takes no NaN and no half of a character, which no server could get
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

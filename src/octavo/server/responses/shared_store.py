@@ -29,6 +29,11 @@ _METHODS: Final[dict[str, Any]] = {
     "delete_item": bool,
 }
 
+#: Items cross as JSON: schemas in them may have integers that msgpack has no place for. Which argument they are, and
+#: what they are the result of.
+_ITEMS_AT: Final = {"insert": 1, "finish": 3, "append": 1}
+_GIVE_ITEMS: Final = frozenset({"item", "items"})
+
 #: Asks the parent: (name, arguments that msgpack can hold) -> the answer.
 Ask = Callable[..., Awaitable[Any]]
 
@@ -40,8 +45,10 @@ def store_offers(store: ResponseStore) -> dict[str, Ask]:
         async def answered(*args: Any) -> Any:
             if name == "insert":
                 args = (_typed(args[0], KeptResponse), *args[1:])
-            result = method(*args)
-            return await (result if inspect.isawaitable(result) else asyncio.wrap_future(result))
+            args = _with_items(name, args, msgspec.json.decode)
+            asked = method(*args)
+            result = await (asked if inspect.isawaitable(asked) else asyncio.wrap_future(asked))
+            return msgspec.json.encode(result) if name in _GIVE_ITEMS else result
 
         return answered
 
@@ -64,21 +71,22 @@ class _SharedStore:
             raise AttributeError(name)
 
         async def asked(*args: Any) -> Any:
-            return _typed(await self._ask(f"store.{name}", *args), kind)
+            result = await self._ask(f"store.{name}", *_with_items(name, args, msgspec.json.encode))
+            return msgspec.json.decode(result) if name in _GIVE_ITEMS else _typed(result, kind)
 
         return asked
 
     def finish(self, response_id: str, status: str, body: bytes, output: Sequence[Item], events: bytes) -> Any:
-        return self._send("finish", response_id, status, body, list(output), events)
+        return self._send("finish", response_id, status, body, output, events)
 
     def append(self, conversation_id: str, items: Sequence[Item]) -> Any:
-        return self._send("append", conversation_id, list(items))
+        return self._send("append", conversation_id, items)
 
     def _send(self, name: str, *args: Any) -> asyncio.Task[None]:
         """What is done whether or not somebody waits for it."""
 
         async def sent() -> None:
-            await self._ask(f"store.{name}", *args)
+            await self._ask(f"store.{name}", *_with_items(name, args, msgspec.json.encode))
 
         task = asyncio.create_task(sent())
         self._unfinished.add(task)
@@ -93,6 +101,11 @@ class _SharedStore:
     async def close(self) -> None:
         """Behind all that was asked before."""
         await asyncio.gather(*self._unfinished, return_exceptions=True)
+
+
+def _with_items(name: str, args: tuple[Any, ...], function: Callable[[Any], Any]) -> tuple[Any, ...]:
+    at = _ITEMS_AT.get(name)
+    return args if at is None else (*args[:at], function(args[at]), *args[at + 1 :])
 
 
 def _typed(value: Any, kind: Any) -> Any:

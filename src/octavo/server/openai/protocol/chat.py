@@ -45,6 +45,7 @@ CHAT_REFUSALS: Refusals = {
     "modalities": inert(None, ["text"]),
     "audio": inert(None),
     "prediction": inert(None),
+    "moderation": inert(None),
     "web_search_options": inert(None),
 }
 

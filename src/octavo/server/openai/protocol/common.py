@@ -5,14 +5,15 @@ default everywhere. Three kinds of fields:
 
 - fields of a model here: validated and honoured;
 - fields in an endpoint's `Refusals`: known, not supported, an error when they ask for something;
-- `SILENT_FIELDS` (the caller's own bookkeeping): accepted without a word. Anything else is accepted, ignored, and
-  named in the reply's `x-octavo-ignored-fields` header.
+- `SILENT_FIELDS` (the caller's own bookkeeping): accepted without a word. Anything else, at any depth, is accepted,
+  ignored, and named in the reply's `x-octavo-ignored-fields` header.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -219,6 +220,37 @@ def ignored_fields(body: Mapping[str, Any], model: type[WireModel], refusals: Re
     """Names in `body` that no field and no refusal has, sorted. The reply names them (U20)."""
     known = model.model_fields.keys() | refusals.keys() | SILENT_FIELDS
     return sorted(body.keys() - known)
+
+
+def ignored_below(body: Mapping[str, Any], request: WireModel) -> list[str]:
+    """The same of the objects in `body`, validated as `request`: paths without the places in lists, sorted.
+
+    Null asks for nothing: clients send back what replies have with all the fields that their own types know.
+    """
+    found: set[str] = set()
+    for name, key in _wire_names(type(request)):
+        found.update(_unknown(body.get(name), getattr(request, key), name))
+    return sorted(found)
+
+
+def _unknown(given: Any, value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, list) and isinstance(given, list):
+        for one, checked in zip(given, value, strict=False):
+            yield from _unknown(one, checked, path)
+    elif isinstance(value, WireModel) and isinstance(given, dict):
+        names = _wire_names(type(value))
+        if value.model_config.get("extra") != "allow":
+            unknown = given.keys() - {name for name, _ in names}
+            yield from (f"{path}.{name}" for name in unknown if given[name] is not None)
+        for name, key in names:
+            if name in given:
+                yield from _unknown(given[name], getattr(value, key), f"{path}.{name}")
+
+
+@cache
+def _wire_names(model: type[WireModel]) -> tuple[tuple[str, str], ...]:
+    """The names of a model's fields in JSON, and as attributes."""
+    return tuple((field.alias or name, name) for name, field in model.model_fields.items())
 
 
 class PromptLogprob(msgspec.Struct):

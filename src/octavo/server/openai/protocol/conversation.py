@@ -93,6 +93,7 @@ class ConversationFields(WireModel):
     tool_choice: ToolChoiceField = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     enable_thinking: bool | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
     media_io_kwargs: dict[str, Any] | None = None
 
@@ -102,16 +103,18 @@ class ConversationFields(WireModel):
 
     @property
     def template_kwargs(self) -> dict[str, Any] | None:
-        """`chat_template_kwargs`, and the fields about thinking under their names in templates; the former win."""
+        """`chat_template_kwargs`, and the fields for templates under their names there; the former win."""
         own: dict[str, Any] = {}
         if self.reasoning_effort is not None:
             own["reasoning_effort"] = self.reasoning_effort
         thinks = False if self.reasoning_effort == "none" else self.enable_thinking
         if thinks is not None:
             own |= dict.fromkeys(THINKING_VARIABLES, thinks)
+        if self.verbosity is not None:
+            own["verbosity"] = self.verbosity
         return own | self.chat_template_kwargs if self.chat_template_kwargs else own or None
 
-    def thinking_switches(self) -> dict[str, frozenset[str]]:
+    def template_switches(self) -> dict[str, frozenset[str]]:
         """Fields that were set -> the variables of a template that they reach."""
         switches = {}
         if self.reasoning_effort is not None:
@@ -119,6 +122,8 @@ class ConversationFields(WireModel):
             switches["reasoning_effort"] = frozenset({"reasoning_effort", *(THINKING_VARIABLES if off else ())})
         if self.enable_thinking is not None:
             switches["enable_thinking"] = frozenset(THINKING_VARIABLES)
+        if self.verbosity is not None:
+            switches["verbosity"] = frozenset({"verbosity"})
         return switches
 
 

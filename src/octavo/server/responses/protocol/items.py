@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from octavo.server.openai.protocol.common import WireModel
 from octavo.server.openai.protocol.conversation import MAX_MESSAGES, MAX_PARTS
+from octavo.server.responses.protocol.encrypted import decrypted
 from octavo.server.responses.protocol.ids import Id as Id
 from octavo.server.responses.protocol.ids import Item as Item
 from octavo.server.responses.protocol.ids import new_id as new_id
@@ -164,13 +165,21 @@ class CallOutputInput(WireModel):
         }
 
 
+def _check_encrypted(value: str) -> str:
+    if decrypted(value) is None:
+        raise PydanticCustomError(
+            "encrypted", "Another server made this, and only that one can read it: leave the field out"
+        )
+    return value
+
+
 class ReasoningInput(WireModel):
     """What a model thought before its answer."""
 
     type: Literal["reasoning"]
     summary: Annotated[list[Part], Field(max_length=MAX_PARTS)] = Field(default_factory=list)
     content: Annotated[list[Part] | None, Field(max_length=MAX_PARTS)] = None
-    encrypted_content: None = None  # nothing here can read it
+    encrypted_content: Annotated[str, AfterValidator(_check_encrypted)] | None = None
     id: Id | None = None
     status: Status | None = None
 
@@ -179,9 +188,15 @@ class ReasoningInput(WireModel):
             "type": "reasoning",
             "id": self.id or new_id("rs"),
             "summary": [{"type": "summary_text", "text": text_of([part])} for part in self.summary],
-            "content": [{"type": "reasoning_text", "text": text_of([part])} for part in self.content or ()],
+            "content": [{"type": "reasoning_text", "text": text} for text in self._texts()],
             "status": self.status or "completed",
         }
+
+    def _texts(self) -> list[str]:
+        """What was thought: of some clients it comes as `encrypted_content` only."""
+        if not self.content and self.encrypted_content is not None:
+            return [decrypted(self.encrypted_content) or ""]
+        return [text_of([part]) for part in self.content or ()]
 
 
 class ReferenceInput(WireModel):

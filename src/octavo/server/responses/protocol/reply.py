@@ -37,6 +37,7 @@ class ReasoningItem(msgspec.Struct, tag_field="type", tag="reasoning"):
     status: str
     content: list[ReasoningText]
     summary: list[Any] = []
+    encrypted_content: str | UnsetType = UNSET  # with `include`
 
 
 class CallItem(msgspec.Struct, tag_field="type", tag="function_call"):

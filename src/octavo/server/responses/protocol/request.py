@@ -35,7 +35,7 @@ HOSTED_TOOLS = frozenset(
         "programmatic_tool_calling",
     }
 )  # fmt: skip
-LOGPROBS = "message.output_text.logprobs"
+LOGPROBS, ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_content"
 
 
 def _check_metadata(value: dict[str, str]) -> dict[str, str]:
@@ -77,13 +77,17 @@ class FunctionTool(WireModel):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    # A function is shown to the model at once, which calls it itself and waits for what it gives.
+    defer_loading: Literal[False] | None = None
+    allowed_callers: list[Literal["direct"]] | None = None
+    async_: Annotated[Literal[False] | None, Field(alias="async")] = None
 
     def for_template(self) -> dict[str, Any]:
         return function_tool(self.name, self.description, self.parameters)
 
     def shown(self) -> dict[str, Any]:
         """As the response tells of it."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", include={"type", "name", "description", "parameters", "strict"})
 
 
 def _check_tools(tools: list[Any]) -> list[Any]:
@@ -165,6 +169,9 @@ ToolChoiceField = Annotated[
 
 class ReasoningOptions(WireModel):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    # Which thoughts of earlier turns the model sees, and how much is made of one: both as the template has it.
+    context: Literal["auto"] | None = None
+    mode: Literal["standard"] | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None  # the older name
 
@@ -190,15 +197,9 @@ class ConversationId(WireModel):
 
 
 def _check_include(value: str) -> str:
-    if value == LOGPROBS:
+    if value in (LOGPROBS, ENCRYPTED):
         return value
-    if value == "reasoning.encrypted_content":
-        raise PydanticCustomError(
-            "include",
-            "`reasoning.encrypted_content` is not supported: reasoning items have their text in `content`; send them "
-            "back as they are",
-        )
-    raise PydanticCustomError("include", f"Nothing but {LOGPROBS} can be included")
+    raise PydanticCustomError("include", f"Nothing but {LOGPROBS} and {ENCRYPTED} can be included")
 
 
 Include = Annotated[list[Annotated[str, AfterValidator(_check_include)]], Field(max_length=32)]
@@ -243,7 +244,7 @@ class ResponsesRequest(ConversationFields, SamplerFields):
     temperature: float | None = None
     top_p: float | None = None
     top_logprobs: Int | None = None
-    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     user: str | None = None
