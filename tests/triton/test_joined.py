@@ -246,6 +246,6 @@ def test_which_steps_rotate_in_attention_and_which_need_no_combination() -> None
     assert not planned(Step([(CHUNK, 1), (3, 1), (300, 300)], (2, 1, 16))).is_split
     planner = AttentionPlanner(Heads(num_heads=2, num_kv_heads=1, head_dim=16), CPU, BF16)
     starts = np.arange(3, dtype=np.int32)
-    planned = [planner.padded_arrays(np.array([n, 3], np.int32), starts, 2, num_seqs=4) for n in (CHUNK, CHUNK + 1)]
-    kinds = [each.kind for each in planned if each is not None]
+    captured = [planner.padded_arrays(np.array([n, 3], np.int32), starts, 2, num_seqs=4) for n in (CHUNK, CHUNK + 1)]
+    kinds = [each.kind for each in captured if each is not None]
     assert kinds[0] != kinds[1]
