@@ -18,6 +18,7 @@ from octavo.base.errors import CheckpointError, DeviceError, InvalidConfig
 from octavo.device import cuda, select
 from octavo.device.cpu import CPUDevice
 from octavo.device.cuda import CUDADevice
+from octavo.worker.step_sizes import swap_bytes
 from octavo.worker.worker import Worker
 from support.described_gpu import gpu
 
@@ -109,8 +110,7 @@ def test_memory_of_the_host_that_is_not_there_is_refused_for_swapping(monkeypatc
     device = CUDADevice(ParallelConfig())
 
     def swap(asked: float | None) -> int:
-        config = EngineConfig(cache=CacheConfig(swap_space=asked))
-        return Worker(config, lambda name, detail: None)._swap_bytes(device)
+        return swap_bytes(EngineConfig(cache=CacheConfig(swap_space=asked)), device)
 
     assert (swap(6.0), swap(0.0)) == (6 << 30, 0)
     assert swap(None) == 3 << 30  # the default is 4 GiB, and half of what is free at most

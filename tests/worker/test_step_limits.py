@@ -6,14 +6,14 @@ import pytest
 
 from octavo.base.config import EngineConfig, SchedulerConfig
 from octavo.base.errors import InvalidConfig
-from octavo.worker.worker import Worker
+from octavo.worker.step_sizes import max_num_batched_tokens, max_num_prefill_tokens
 from worker.devices import HostDevice
 
 
 def limits(**settings: Any) -> tuple[int, int]:
-    worker = Worker(EngineConfig(scheduler=SchedulerConfig(**settings)), lambda name, detail: None)
-    batched = worker._max_num_batched_tokens(4096, HostDevice())
-    return batched, worker._max_num_prefill_tokens(batched, HostDevice())
+    config = EngineConfig(scheduler=SchedulerConfig(**settings))
+    batched = max_num_batched_tokens(config, 4096, HostDevice(), is_whole=False)
+    return batched, max_num_prefill_tokens(config, batched, HostDevice())
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from typing import Any, Final
 
-import msgspec
 import torch
 
-from octavo.base import host
 from octavo.base.config import EngineConfig
 from octavo.base.errors import InvalidConfig
 from octavo.base.params import SamplingParams
@@ -20,20 +16,21 @@ from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import Definition
 from octavo.models.implementation import transformer
 from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, online_quantization, open_checkpoint
-from octavo.models.pooling_files import Pooling, pooling_of
-from octavo.models.spec import ModelSpec
+from octavo.models.pooling_files import pooling_of
 from octavo.models.transformer import Transformer
 from octavo.ops.table import AttentionBackend, Binding, Ops, bind, cache_shapes
-from octavo.wire.messages import AdapterInfo, EngineInfo, PoolingInfo, StepSeconds
+from octavo.wire.messages import AdapterInfo, EngineInfo, StepSeconds
 from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
+from octavo.worker import step_sizes
 from octavo.worker.adapters import AdapterSlots, AdapterStore, bank_bytes, with_adapters, with_banks
-from octavo.worker.cross_inputs import encoder_channels, encoding_bytes, max_encoder_len, silence
-from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder, token_ladder
-from octavo.worker.kv_memory import GIB, BlockShapes, KVCachePlan, block_values, kv_caches, plan_kv_cache
-from octavo.worker.kv_scales import check_scale_options, scales_of_file, with_scales
-from octavo.worker.media import MediaEncoder, media_bytes, media_ops
+from octavo.worker.cross_inputs import encoding_bytes, max_encoder_len, silence
+from octavo.worker.engine_info import MEDIA_CACHE_ROWS, engine_info, state_values, with_pooling
+from octavo.worker.graphs import token_ladder
+from octavo.worker.kv_memory import BlockShapes, KVCachePlan, block_values, kv_caches, plan_kv_cache
+from octavo.worker.kv_scales import with_scales
+from octavo.worker.media import MediaEncoder, media_bytes
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
-from octavo.worker.pictures import MOST_PICTURES, most_rows, picture_bytes
+from octavo.worker.pictures import most_rows, picture_bytes
 from octavo.worker.pooling import EncodingRunner, Pooler
 from octavo.worker.prompt_adapters import KeptFiles, PromptSlots, prompt_bytes, with_prompts
 from octavo.worker.residence import Residence, Runner, Weights
@@ -42,24 +39,10 @@ from octavo.worker.torch_profile import TorchProfile
 
 logger = logging.getLogger(__name__)
 
-#: Types of KV caches by the names of --kv-cache-dtype.
-_CACHE_DTYPES = {
-    **{name: DTYPES[name] for name in ("float32", "bfloat16", "float16")},
-    "fp8": torch.float8_e4m3fn,
-    "fp8_e4m3": torch.float8_e4m3fn,
-    "fp8_e5m2": torch.float8_e5m2,
-    "int8": torch.int8,
-}
 #: vLLM's names of the same work too.
 _ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
     "auto": "auto", "triton": "triton", "triton_attn": "triton", "flashinfer": "flashinfer",
 }  # fmt: skip
-
-
-#: Of a step that encodes whole texts, by default: enough for the matrices to be read rarely.
-_ENCODED_TOKENS: Final = 2048
-#: Rows of media that are kept to be read again: a few dozen pictures.
-MEDIA_CACHE_ROWS: Final = 16_384
 
 
 class Worker:
@@ -86,7 +69,7 @@ class Worker:
         config, seconds = self._config, {}
         start = time.perf_counter()
         device = make_device(config.parallel)
-        self._check_device_options(device)
+        step_sizes.check_device_options(config, device)
         checkpoint = open_checkpoint(config.model, device.torch_device)
         ops = self._bind(device, checkpoint)
 
@@ -96,14 +79,14 @@ class Worker:
             return load_model(config.model, ops, most, self._on_phase, checkpoint, device.free_memory())
 
         loaded = load(checkpoint)
-        kv_dtype = self._kv_cache_dtype(loaded, device)
+        kv_dtype = step_sizes.kv_cache_dtype(config, loaded, device)
         loaded = with_adapters(loaded, config, ops, device.default_batched_tokens)
         if config.lora.enable_lora:
             self._adapters = AdapterStore(loaded.model.definition, config, checkpoint)
         loaded = with_prompts(loaded, config, ops, device.default_batched_tokens)
         if self._adapters is not None or config.prompt_adapter.enable_prompt_adapter:
             self._kept = KeptFiles(loaded.model.definition, config, self._adapters)
-        max_model_len = self._max_model_len(loaded)
+        max_model_len = step_sizes.max_model_len(config, loaded)
         loaded = with_scales(loaded, checkpoint, config.cache, ops, device, max_model_len)
         if config.parallel.batch_invariant and device.name != "cpu" and not loaded.model.can_be_captured:
             raise InvalidConfig(
@@ -117,21 +100,23 @@ class Worker:
         pooling = None
         if loaded.spec.pooling is not None:
             pooling = pooling_of(loaded.spec.pooling, config.model, checkpoint.config)
-        max_model_len = self._max_model_len(loaded, None if pooling is None else pooling.max_tokens)
+        max_model_len = step_sizes.max_model_len(config, loaded, None if pooling is None else pooling.max_tokens)
         if loaded.spec.bidirectional:
-            self._check_whole(max_model_len)
+            step_sizes.check_whole(config, max_model_len)
             self._is_whole = True
-        max_num_batched_tokens = self._max_num_batched_tokens(max_model_len, device)
+        max_num_batched_tokens = step_sizes.max_num_batched_tokens(
+            config, max_model_len, device, is_whole=self._is_whole
+        )
         is_captured = pooling is None and loaded.model.can_be_captured
-        graph_sizes = self._graph_sizes(device) if is_captured else ()
+        graph_sizes = step_sizes.graph_sizes(config, device) if is_captured else ()
         reserved = (max_num_batched_tokens if device.uses_graphs else 0, max(graph_sizes, default=0))
         loaded.model.reserve(*reserved)
         step_bytes = self._step_bytes(loaded, ops, device, max_num_batched_tokens, max_model_len)
         plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device, step_bytes)
         # A state that a preempted request has left is lost, and its blocks are of no use without it; where there is an
         # encoder, its rows are computed again, and all else too.
-        is_whole = _state_values(loaded.model.definition) or loaded.model.definition.crossing is not None
-        swap_bytes = 0 if is_whole else self._swap_bytes(device)
+        is_whole = state_values(loaded.model.definition) or loaded.model.definition.crossing is not None
+        swap_bytes = 0 if is_whole else step_sizes.swap_bytes(config, device)
         self.swap_arena = SwapArena(device, plan.bytes_per_block, swap_bytes)
 
         def make_model(definition: Definition, weights: Weights) -> Transformer:
@@ -174,12 +159,15 @@ class Worker:
             make_runner,
         )
         # A context that was cut to fit the cache needs no larger steps.
-        max_num_batched_tokens = min(max_num_batched_tokens, self._max_num_batched_tokens(plan.max_model_len, device))
+        max_num_batched_tokens = min(
+            max_num_batched_tokens,
+            self._max_num_batched_tokens(plan.max_model_len, device),
+        )
         if loaded.model.definition.crossing is not None and config.cache.enable_prefix_caching:
             logger.info(
                 "prefix caching is off: what the tokens of this model mean depends on what layers see beside them"
             )
-        if _state_values(loaded.model.definition) and config.cache.enable_prefix_caching:
+        if state_values(loaded.model.definition) and config.cache.enable_prefix_caching:
             logger.info("prefix caching is off: layers of this model keep a state, and no earlier token's is kept")
         seconds["kv cache"] = time.perf_counter() - start
 
@@ -188,8 +176,10 @@ class Worker:
         self._warm_up(self._runner, loaded.model.definition, device, plan.max_model_len)
         self.swap_arena.wait()
         seconds["warm-up"] = time.perf_counter() - start
-        info = self._info(loaded, device, ops, plan, kv_dtype, max_num_batched_tokens, seconds)
-        return info if pooling is None else _with_pooling(info, pooling, loaded.spec)
+        info = engine_info(
+            config, loaded, device, ops, plan, kv_dtype, max_num_batched_tokens, self.swap_arena.num_places, seconds
+        )
+        return info if pooling is None else with_pooling(info, pooling, loaded.spec)
 
     def _slots_of(self, model: Transformer, ops: Ops, device: Device) -> AdapterSlots | None:
         if self._adapters is None:
@@ -270,121 +260,8 @@ class Worker:
         )
         return bind(device.name, binding=binding)
 
-    def _check_device_options(self, device: Device) -> None:
-        """Refuse what the device cannot do, by the flag's name, and tell what it has no use for."""
-        config = self._config
-        parallel, cache = config.parallel, config.cache
-        if parallel.enforce_eager and parallel.cudagraph_capture_sizes:
-            raise InvalidConfig("--enforce-eager captures nothing: it excludes --cudagraph-capture-sizes.")
-        if device.name == "cpu":
-            backend = parallel.attention_backend
-            idle = {
-                "--gpu-memory-utilization": cache.gpu_memory_utilization,
-                "--swap-space": cache.swap_space or None,
-                "--cudagraph-capture-sizes": ",".join(map(str, parallel.cudagraph_capture_sizes)) or None,
-                "--attention-backend": backend if backend != "auto" else None,
-                "--enforce-eager": "" if parallel.enforce_eager else None,
-                "--batch-invariant": "" if parallel.batch_invariant else None,
-            }
-            if told := ", ".join(f"{option} {given}".strip() for option, given in idle.items() if given is not None):
-                logger.info("accepted, nothing to do on a CPU: %s", told)
-        else:
-            for option, given in {"--num-threads": parallel.num_threads, "--isa": parallel.isa}.items():
-                if given is not None:
-                    raise InvalidConfig(f"{option} {given} is for the CPU's kernels, and the model runs on a GPU.")
-        self._swap_bytes(device)  # for its error
-        check_scale_options(cache)
-        if cache.quantization_param_path is not None:
-            scales_of_file(cache.quantization_param_path)  # for its errors
-        if cache.kv_cache_dtype in _CACHE_DTYPES:
-            device.check_cache_dtype(_CACHE_DTYPES[cache.kv_cache_dtype], cache.kv_cache_dtype)
-
-    def _swap_bytes(self, device: Device) -> int:
-        """Bytes that the host keeps for preempted requests. The default takes no more than half of what is free there.
-
-        Raises InvalidConfig where more was asked for than there is.
-        """
-        if device.name == "cpu":
-            return 0  # the whole KV cache is in the host's memory
-        asked, free = self._config.cache.swap_space, host.free_memory()
-        if asked is None:
-            return min(int(device.default_swap_gib * GIB), free.num_bytes // 2)
-        if asked * GIB > free.num_bytes:
-            raise InvalidConfig(
-                f"--swap-space {asked:g} asks for {asked:g} GiB of the host's memory, and there are {free}. "
-                f"Ask for less; 0 has preempted requests computed again."
-            )
-        return int(asked * GIB)
-
-    def _graph_sizes(self, device: Device) -> tuple[int, ...]:
-        """Batch sizes for which steps are captured."""
-        parallel, most = self._config.parallel, self._config.scheduler.max_num_seqs
-        if not device.uses_graphs or parallel.enforce_eager:
-            return ()
-        asked = tuple(sorted({size for size in parallel.cudagraph_capture_sizes if size <= most}))
-        if parallel.cudagraph_capture_sizes and not asked:
-            raise InvalidConfig(f"--cudagraph-capture-sizes: all of them are above --max-num-seqs ({most}).")
-        return asked or ladder(min(most, MAX_GRAPH_SIZE))
-
-    def _max_model_len(self, loaded: LoadedModel, trained: int | None = None) -> int:
-        """`trained`: tokens of the longest texts that the model was trained on, where its files say."""
-        asked, limit = self._config.model.max_model_len, loaded.spec.max_position_embeddings
-        lora = self._config.lora
-        if lora.enable_lora and lora.long_lora_scaling_factors and asked:  # some adapters may have more
-            limit = int(limit * max(lora.long_lora_scaling_factors))
-        if asked is not None and asked > limit:
-            raise InvalidConfig(f"--max-model-len {asked} is longer than the {limit} positions of the model.")
-        return asked or min(loaded.spec.default_positions, trained or limit)
-
-    def _check_whole(self, max_model_len: int) -> None:
-        """Of a model whose tokens see all of their text: a step takes the longest."""
-        asked = self._config.scheduler.max_num_batched_tokens
-        if asked is not None and asked < max_model_len:
-            raise InvalidConfig(
-                f"--max-num-batched-tokens {asked} is less than the longest text of {max_model_len} tokens, all of "
-                "which see each other and are computed in one step. Give more, or a lower --max-model-len."
-            )
-
-    def _max_num_batched_tokens(self, max_model_len: int, device: Device) -> int:
-        scheduler = self._config.scheduler
-        asked = scheduler.max_num_batched_tokens
-        if self._is_whole:
-            return asked or max(device.default_batched_tokens, scheduler.max_num_seqs, max_model_len, _ENCODED_TOKENS)
-        if scheduler.enable_chunked_prefill:
-            return asked or max(device.default_batched_tokens, scheduler.max_num_seqs)
-        if asked is not None and asked < max_model_len:
-            raise InvalidConfig(
-                f"--max-num-batched-tokens {asked} is less than the context of {max_model_len} tokens, which is only "
-                f"possible with --enable-chunked-prefill."
-            )
-        return asked or max_model_len
-
-    def _max_num_prefill_tokens(self, max_num_batched_tokens: int, device: Device) -> int:
-        scheduler = self._config.scheduler
-        asked = scheduler.max_num_prefill_tokens
-        if not scheduler.enable_chunked_prefill:
-            if asked is not None:
-                raise InvalidConfig(
-                    "--max-num-prefill-tokens splits prompts, which --no-enable-chunked-prefill forbids."
-                )
-            return max_num_batched_tokens
-        if asked is None:
-            is_free = scheduler.max_num_batched_tokens is None
-            return min(device.default_prefill_tokens, max_num_batched_tokens) if is_free else max_num_batched_tokens
-        if asked > max_num_batched_tokens:
-            raise InvalidConfig(
-                f"--max-num-prefill-tokens {asked} is more than the {max_num_batched_tokens} tokens of a step "
-                f"(--max-num-batched-tokens)."
-            )
-        return asked
-
-    def _kv_cache_dtype(self, loaded: LoadedModel, device: Device) -> torch.dtype:
-        """auto: the type of the checkpoint's unquantized weights; float16 where all are quantized."""
-        asked = self._config.cache.kv_cache_dtype
-        if asked != "auto":
-            return _CACHE_DTYPES[asked]
-        device.check_cache_dtype(loaded.dtype, asked)
-        return loaded.dtype
+    def _max_num_batched_tokens(self, longest: int, device: Device) -> int:
+        return step_sizes.max_num_batched_tokens(self._config, longest, device, is_whole=self._is_whole)
 
     def _step_bytes(
         self, loaded: LoadedModel, ops: Ops, device: Device, max_num_batched_tokens: int, max_model_len: int
@@ -393,7 +270,7 @@ class Worker:
         num_slots = self._config.scheduler.max_num_seqs
         definition = loaded.model.definition
         ids_per_slot = max_model_len + len(definition.cache_groups) * max_model_len // self._config.cache.block_size
-        states = (num_slots + 1) * _state_values(definition) * torch.float32.itemsize
+        states = (num_slots + 1) * state_values(definition) * torch.float32.itemsize
         states += media_bytes(definition, ops, device.default_batched_tokens, MEDIA_CACHE_ROWS)
         buffers = states + loaded.model.step_bytes(max_num_batched_tokens, min(num_slots, max_num_batched_tokens))
         num_rows = max(max_num_batched_tokens, max_encoder_len(definition))
@@ -405,20 +282,20 @@ class Worker:
     def _plan_kv_cache(
         self, loaded: LoadedModel, ops: Ops, kv_dtype: torch.dtype, max_model_len: int, device: Device, step_bytes: int
     ) -> KVCachePlan:
-        block_size = self._config.cache.block_size
-        definition = loaded.model.definition
-        step_tokens = self._max_num_prefill_tokens(self._max_num_batched_tokens(max_model_len, device), device)
+        config, definition = self._config, loaded.model.definition
+        block_size = config.cache.block_size
+        batched = self._max_num_batched_tokens(max_model_len, device)
         shapes = _block_shapes(definition, ops, block_size, kv_dtype)
         values_per_block = block_values(definition.cache_groups, shapes)
         return plan_kv_cache(
-            self._config.cache,
+            config.cache,
             bytes_per_block=values_per_block * kv_dtype.itemsize,
             max_model_len=max_model_len,
-            max_model_len_given=self._config.model.max_model_len is not None,
-            max_num_seqs=self._config.scheduler.max_num_seqs,
-            budget=device.kv_cache_budget(self._config.cache, step_bytes),
+            max_model_len_given=config.model.max_model_len is not None,
+            max_num_seqs=config.scheduler.max_num_seqs,
+            budget=device.kv_cache_budget(config.cache, step_bytes),
             windows=definition.windows,
-            step_tokens=step_tokens,
+            step_tokens=step_sizes.max_num_prefill_tokens(config, batched, device),
             encoder_blocks=definition.num_encoder_groups
             * -(-max(max_encoder_len(definition), most_rows(definition, block_size)) // block_size),
         )
@@ -462,119 +339,6 @@ class Worker:
             output = runner.execute(plan)
             if output.errors:
                 raise InvalidConfig(f"The model cannot produce a token: {output.errors[0]}")
-
-    def _info(
-        self,
-        loaded: LoadedModel,
-        device: Device,
-        ops: Ops,
-        plan: KVCachePlan,
-        kv_dtype: torch.dtype,
-        max_num_batched_tokens: int,
-        seconds: dict[str, float],
-    ) -> EngineInfo:
-        prompts = self._config.prompt_adapter
-        return EngineInfo(
-            model_type=loaded.spec.model_type,
-            vocab_size=loaded.spec.vocab_size,
-            max_model_len=plan.max_model_len,
-            num_kv_blocks=plan.num_blocks,
-            block_size=plan.block_size,
-            max_num_seqs=self._config.scheduler.max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_num_prefill_tokens=self._max_num_prefill_tokens(max_num_batched_tokens, device),
-            max_request_tokens=plan.max_request_tokens,
-            kv_group_windows=loaded.model.definition.windows,
-            decoder_start_token_ids=loaded.spec.decoder_start_token_ids,
-            max_encoder_len=max_encoder_len(loaded.model.definition),
-            num_encoder_groups=loaded.model.definition.num_encoder_groups,
-            encoder_channels=encoder_channels(loaded.model.definition),
-            kv_cache_bytes=plan.total_bytes,
-            weight_bytes=loaded.weight_bytes,
-            expert_bytes=loaded.expert_bytes,
-            expert_share=loaded.model.definition.expert_share,
-            num_params=loaded.num_params,
-            dtype=str(loaded.dtype).removeprefix("torch."),
-            kv_cache_dtype=str(kv_dtype).removeprefix("torch."),
-            quantization=loaded.quantization,
-            device=device.description,
-            ops=dict(ops.implementations),
-            load_seconds=seconds,
-            # Elsewhere kernels for one token and for many round differently: then a hit on generated text would show.
-            caches_output=device.decodes_as_prompts or not self._config.parallel.batch_invariant,
-            num_positions=loaded.spec.max_position_embeddings,
-            extra_tokens=loaded.model.definition.extra_tokens,
-            max_loras=self._config.lora.max_loras if self._config.lora.enable_lora else 0,
-            max_prompt_adapters=prompts.max_prompt_adapters if prompts.enable_prompt_adapter else 0,
-            num_swap_blocks=self.swap_arena.num_places,
-            has_states=bool(_state_values(loaded.model.definition)),
-            # Scores of what was drawn from are made on the host, before the next step may begin.
-            plans_ahead=device.plans_ahead and self._config.model.logprobs_mode.startswith("raw"),
-            **_media_info(loaded, max_num_batched_tokens),
-            layer_ops_per_token=loaded.model.definition.layer_ops_per_token,
-            output_ops_per_token=_output_ops(loaded.model.definition),
-            attention_ops_per_key=loaded.model.definition.attention_ops_per_key,
-        )
-
-
-def _output_ops(definition: Definition) -> int:
-    """Sums and products of the output matrix for a row."""
-    return 0 if definition.lm_head is None else 2 * math.prod(definition.lm_head.shape)
-
-
-def _with_pooling(info: EngineInfo, pooling: Pooling, spec: ModelSpec) -> EngineInfo:
-    heads = [head.size for head in pooling.spec.heads] + [len(dense.weight) for dense in pooling.dense]
-    step_tokens = info.max_num_batched_tokens if spec.bidirectional else info.max_num_prefill_tokens
-    told = PoolingInfo(
-        kind=pooling.kind,
-        dimension=heads[-1] if heads else spec.hidden_size,
-        hidden_size=spec.hidden_size,
-        normalizes=pooling.normalizes,
-        is_whole=spec.bidirectional,
-        classes=bool(pooling.spec.classes),
-        labels=pooling.spec.labels,
-        reads_pairs=bool(pooling.spec.classes) and len(pooling.spec.labels) == 1,
-        pair_template=pooling.spec.pair_template,
-        prompts=dict(pooling.prompts),
-        default_prompt=pooling.default_prompt,
-        dimensions=pooling.dimensions,
-        may_be_cut=pooling.may_be_cut,
-    )
-    return msgspec.structs.replace(
-        info, pooling=told, max_num_prefill_tokens=step_tokens, num_swap_blocks=0, plans_ahead=False
-    )
-
-
-def _media_info(loaded: LoadedModel, step_rows: int) -> dict[str, Any]:
-    """Fields of `EngineInfo`."""
-    tower, pictures = loaded.spec.tower, loaded.spec.pictures
-    if pictures is not None:
-        return {
-            "media_kinds": ("image",),
-            "media_tile_rows": pictures.tile_rows,
-            "media_tiles": pictures.num_tiles,
-            "max_media_items": MOST_PICTURES,
-        }
-    if tower is None:
-        return {}
-    definition = loaded.model.definition.tower
-    assert definition is not None, "a tower has a definition"
-    unit_ops, attention_ops = media_ops(definition)
-    return {
-        "media_kinds": (*tower.kinds, "embeds"),
-        "media_width": loaded.spec.hidden_size * (1 + len(tower.taps)),
-        "media_step_rows": step_rows,
-        "media_cache_rows": MEDIA_CACHE_ROWS,
-        "media_unit_ops": unit_ops,
-        "media_attention_ops": attention_ops,
-        "media_stays_whole": tower.whole_spans,
-        "prompts_stay_whole": tower.whole_prompts,
-    }
-
-
-def _state_values(definition: Definition) -> int:
-    """Values that the layers keep of a sequence beside its blocks."""
-    return sum(math.prod(state.shape) for state in definition.program.states)
 
 
 def _block_shapes(definition: Definition, ops: Ops, block_size: int, kv_dtype: torch.dtype) -> list[BlockShapes]:
