@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from octavo.base.errors import ServerError
-from octavo.client import engine_client as client
+from octavo.client import rounds
 from support.client_fakes import Engine, logprob, out, request, run, settle
 
 
@@ -52,7 +52,7 @@ def test_where_events_take_long_they_come_in_rounds() -> None:
             await engine.step(out(1, "a"))
             await engine.step(out(2, "x"))
             assert [(await anext(stream)).outputs[0].text for stream in streams] == ["a", "x"]
-            engine.client._earliest_round = time.monotonic() + 1000
+            engine.client._rounds.earliest = time.monotonic() + 1000
             readers = [asyncio.ensure_future(anext(stream)) for stream in streams]
             await engine.step(out(1, "b"), out(2, "y"))
             await engine.step(out(1, "c"), out(2, "z"))
@@ -60,10 +60,10 @@ def test_where_events_take_long_they_come_in_rounds() -> None:
             await engine.step(out(1, "d", "length"))
             assert readers[0].done() and not readers[1].done()
             assert (await readers[0]).outputs[0].text == "bcd"
-            engine.client._wake_due()
+            engine.client._rounds.wake()
             assert (await readers[1]).outputs[0].text == "yz"
             await settle()
-            assert engine.client._earliest_round < time.monotonic() + client.MOST_WAIT
+            assert engine.client._rounds.earliest < time.monotonic() + rounds.MOST_WAIT
 
     run(main())
 

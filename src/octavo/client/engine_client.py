@@ -27,6 +27,7 @@ from octavo.client.beam_search import Held, beam_search
 from octavo.client.engine_link import Calls, VocabularySender
 from octavo.client.generation import GenerationDelta, GenerationStream, OpenSequence, RequestState, SampleState
 from octavo.client.observer import NoObserver, Observer
+from octavo.client.rounds import Rounds
 from octavo.client.siblings import NoSiblings, Occupancy, Siblings, numbers_of
 from octavo.client.sleep_mode import SleepMode
 from octavo.client.watchdog import TICK_SECONDS, EngineHandle, Watchdog, exit_reason
@@ -55,13 +56,6 @@ logger = logging.getLogger(__name__)
 
 #: What streams are told that the server's end cuts off.
 SHUT_DOWN = "The server shut down before the request was finished."
-
-#: A round of events, one for each stream that has news, begins this many times its own time after the one before, at
-#: least. With very many streams that is longer than the engine's step: then there are fewer events, with more tokens
-#: in each, and new requests find room.
-ROUND_SPACING = 2.0
-#: Seconds that this may hold up a token, at most.
-MOST_WAIT = 0.1
 
 
 class EngineClient:
@@ -108,9 +102,7 @@ class EngineClient:
         self._is_only = siblings.count == 1
         self._occupancy = occupancy
         self._ids = numbers_of(siblings)
-        self._due: list[RequestState] = []  # to be woken in the next round
-        self._earliest_round = 0.0  # time.monotonic()
-        self._next_round: asyncio.TimerHandle | None = None
+        self._rounds = Rounds()
         self._calls = Calls(connection, numbers_of(siblings))
         self.sleep_mode = SleepMode(self.call, self._end_for_sleep, self.wait_idle, self._observer.on_sleep, siblings)
         self._idle = asyncio.Event()
@@ -476,32 +468,12 @@ class EngineClient:
             if is_urgent:
                 sample.request.wake()
             elif has_news:
-                self._due.append(sample.request)
-        if self._due and self._next_round is None:
-            self._plan_round(now)
+                self._rounds.add(sample.request)
+        self._rounds.plan(now)
         if stopped:
             self._send_abort(stopped)
         self.stats = message.stats
         self._observer.on_stats(message.stats)
-
-    def _plan_round(self, now: float) -> None:
-        """Wake the readers that have news, now or when it is time."""
-        wait = self._earliest_round - now
-        if wait <= 0:
-            self._wake_due()
-        else:
-            self._next_round = asyncio.get_running_loop().call_later(wait, self._wake_due)
-
-    def _wake_due(self) -> None:
-        self._next_round = None
-        due, self._due = self._due, []
-        for state in due:
-            state.wake()
-        # Runs when all of them have: a loop keeps the order.
-        asyncio.get_running_loop().call_soon(self._end_round, time.monotonic())
-
-    def _end_round(self, start: float) -> None:
-        self._earliest_round = start + min(MOST_WAIT, ROUND_SPACING * (time.monotonic() - start))
 
     def _note_times(self, sample: SampleState, output: EngineCoreOutput, now: float) -> bool:
         """Whether these are the sample's first tokens."""
