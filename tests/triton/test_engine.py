@@ -250,14 +250,14 @@ def test_drafts_change_no_bit_of_a_reply(
     """The rows of a draft are decoded like any others, in steps that are replayed like any others."""
     engine = TinyEngine(model, InterpretedDevice(), monkeypatch, batch_invariant=True)
     alone = engine.run(requests_under_test()).replies
-    drafter = Oracle(alone)
-    before = engine.device.num_replays
-    run = engine.run(requests_under_test(), scheduler=engine.scheduler(drafter=drafter), ahead=True, per_step=1)
-    assert run.replies == alone
-    check(run, expected)
-    assert drafter.num_accepted > 10 and drafter.num_rejected > 5
+    for _ in range(2):  # the first meets each size of a step once or twice, as often as it takes to capture it
+        drafter, before = Oracle(alone), engine.device.num_replays
+        run = engine.run(requests_under_test(), scheduler=engine.scheduler(drafter=drafter), ahead=True, per_step=1)
+        assert run.replies == alone
+        check(run, expected)
+        assert drafter.num_accepted > 10 and drafter.num_rejected > 5
+        assert run.num_ahead == 0
     assert engine.device.num_replays > before
-    assert run.num_ahead == 0
 
 
 def test_attention_rotates_in_captured_steps_and_not_where_a_draft_sees_its_own_keys(
