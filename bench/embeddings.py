@@ -1,6 +1,6 @@
 """Texts a second of a model that gives vectors, beside sentence-transformers or, where that is missing, transformers.
 
-    python bench/embeddings.py DIRECTORY [--rounds 3] [--threads 2]
+    python bench/embeddings.py DIRECTORY [--rounds 3] [--threads 2] [--quantization int8]
 
 DIRECTORY is a model of sentence-transformers with a mean of its rows, such as all-MiniLM-L6-v2. Both are measured in
 turn in one process; transformers is called as sentence-transformers calls it: texts sorted by length, in batches of 32
@@ -71,11 +71,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quantization", help="of octavo's weights: int8, int4; see octavo serve --help")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     name, encode = peer(args.model)
-    with LLM(str(args.model)) as llm:
+    with LLM(str(args.model), quantization=args.quantization) as llm:
 
         def own(texts: Sequence[str]) -> np.ndarray:
             return np.array([output.outputs.embedding for output in llm.embed(list(texts), use_tqdm=False)])

@@ -32,7 +32,8 @@ from octavo.base.media import MediaItem, place_media
 from octavo.device.cpu import CPUDevice
 from octavo.models.loader import load_model
 from octavo.ops.table import bind
-from octavo.text.media.table import image_settings, media_processor
+from octavo.text.media.files import image_settings
+from octavo.text.media.table import media_processor
 from octavo.wire.step import MediaPart, SchedulerOutput
 from octavo.worker.media import MediaEncoder
 from seeing.compose import compose
