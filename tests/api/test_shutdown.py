@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from support.client_fakes import TOKENIZER
+from support.client_fakes import write_model
 from support.server_process import Background, Reply, ServerProcess, Stream, bound, eventually, wait_gone
 
 SLOW = {"FAKE_STEP_SECONDS": "0.02"}
@@ -22,13 +22,7 @@ SLOW = {"FAKE_STEP_SECONDS": "0.02"}
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a tokenizer of bytes."""
-    directory = tmp_path_factory.mktemp("model") / "tiny"
-    directory.mkdir()
-    TOKENIZER._backend.save(str(directory / "tokenizer.json"))
-    (directory / "config.json").write_text("{}")
-    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>", "chat_template": template}))
-    return directory
+    return write_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture

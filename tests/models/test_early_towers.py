@@ -151,12 +151,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_a_prompt_with_pictures_is_scored_as_transformers_scores_it(case: EarlyCase) -> None:
     images = [pixels(30, 20, 1), pixels(16, 16, 2), pixels(7, 50, 3)]
-    ids, media = case.prompt(images)
-    found, tokens = case.reply(ids, media)
-    logprobs = case.expected(ids, images)
-    expected = logprobs[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
-    torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=2e-3)
-    assert tokens[0] == int(logprobs[-1].argmax())
+    case.check_scored(images)
 
 
 def test_a_picture_in_chunks_is_the_same_bit_for_bit(case: EarlyCase) -> None:

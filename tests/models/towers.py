@@ -169,6 +169,15 @@ class Case:
 
         assert replies(requests) == [reply for each in requests for reply in replies([each])]
 
+    def check_scored(self, images: Sequence[np.ndarray]) -> None:
+        """A prompt with these pictures is scored, and goes on, as the reference says."""
+        ids, media = self.prompt(images)
+        found, tokens = self.reply(ids, media)
+        logprobs = self.expected(ids, images)
+        expected = logprobs[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=2e-3)
+        assert tokens[0] == int(logprobs[-1].argmax())
+
     def reply(
         self, ids: list[int], media: tuple[MediaItem, ...], *, engine: Engine | None = None, **info: Any
     ) -> tuple[list[float], list[int]]:

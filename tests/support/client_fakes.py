@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -174,3 +176,13 @@ class FakeProcess:
 
     def exit_reason(self) -> str | None:
         return self.ended
+
+
+def write_model(directory: Path) -> Path:
+    """A directory with the tokenizer of bytes, for servers before the engine of the tests."""
+    directory.mkdir()
+    TOKENIZER._backend.save(str(directory / "tokenizer.json"))
+    (directory / "config.json").write_text("{}")
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>", "chat_template": template}))
+    return directory
