@@ -151,3 +151,18 @@ def request(request_id: int, prompt: Sequence[int], **params: Any) -> AddRequest
     """A request of the engine with explicit seed and, unless said otherwise, greedy."""
     settings: dict[str, Any] = {"temperature": 0.0, "max_tokens": 24, "ignore_eos": True, "logprobs": 2, "seed": 11}
     return AddRequest(request_id, list(prompt), SamplingParams(**(settings | params)))
+
+
+def run(engine: Engine, asked: Sequence[AddRequest], per_step: int = 0, **limits: int) -> dict[int, Reply]:
+    """Replies by the numbers of the requests; `limits` narrow the scheduler."""
+    return engine.run(asked, scheduler=engine.scheduler(**limits), per_step=per_step).replies
+
+
+def check_any_company(engine: Engine, asked: Sequence[AddRequest], **pieces: int) -> dict[int, Reply]:
+    """The replies, which are the same alone, arriving one by one, and in steps as narrow as `pieces` says."""
+    replies = run(engine, asked)
+    for request in asked:
+        assert run(engine, [request]) == {request.request_id: replies[request.request_id]}
+    assert run(engine, asked, per_step=1) == replies
+    assert run(engine, asked, **pieces) == replies
+    return replies

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.harness import Engine, Reply
+from engine.harness import Engine, check_any_company, run
 from octavo.base.params import SamplingParams
 from octavo.wire.messages import AddRequest
 from support.tiny_bart import VOCAB, logits_of, make_bart, random_ids
@@ -38,11 +38,6 @@ def requests(**params: Any) -> list[AddRequest]:
     ]
 
 
-def run(engine: Engine, asked: list[AddRequest], per_step: int = 0, **limits: int) -> dict[int, Reply]:
-    replies: dict[int, Reply] = engine.run(asked, scheduler=engine.scheduler(**limits), per_step=per_step).replies
-    return replies
-
-
 def test_greedy_tokens_and_their_probabilities_are_those_of_transformers(both: tuple[Any, Engine]) -> None:
     model, engine = both
     asked = requests(prompt_logprobs=0)
@@ -64,11 +59,7 @@ def test_the_same_text_in_any_company(both: tuple[Any, Engine], params: dict[str
     """Alone, arriving one by one, with decoders' prompts in pieces, few slots, and preempted for want of blocks."""
     _, engine = both
     asked = requests(**params)
-    replies = run(engine, asked)
-    for request in asked:
-        assert run(engine, [request]) == {request.request_id: replies[request.request_id]}
-    assert run(engine, asked, per_step=1) == replies
-    assert run(engine, asked, max_num_batched_tokens=8, max_num_prefill_tokens=5) == replies
+    replies = check_any_company(engine, asked, max_num_batched_tokens=8, max_num_prefill_tokens=5)
     assert run(engine, asked, max_num_seqs=2) == replies
 
 

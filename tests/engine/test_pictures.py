@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.harness import Engine, Reply
+from engine.harness import Engine, check_any_company, run
 from octavo.base.config import LoraConfig
 from octavo.base.errors import InvalidConfig
 from octavo.base.params import SamplingParams
@@ -47,11 +47,6 @@ def requests(**params: Any) -> list[AddRequest]:
     return [asking(number, *prompt, **params) for number, prompt in enumerate(PROMPTS)]
 
 
-def run(engine: Engine, asked: list[AddRequest], per_step: int = 0, **limits: int) -> dict[int, Reply]:
-    replies: dict[int, Reply] = engine.run(asked, scheduler=engine.scheduler(**limits), per_step=per_step).replies
-    return replies
-
-
 def test_tokens_and_their_probabilities_are_those_of_transformers(both: tuple[Any, Engine]) -> None:
     model, engine = both
     replies = run(engine, requests(prompt_logprobs=0))
@@ -74,11 +69,7 @@ def test_the_same_text_in_any_company(both: tuple[Any, Engine], params: dict[str
     """Alone, beside requests with pictures and without, with prompts in pieces, few slots, and preempted."""
     _, engine = both
     asked = requests(**params)
-    replies = run(engine, asked)
-    for request in asked:
-        assert run(engine, [request]) == {request.request_id: replies[request.request_id]}
-    assert run(engine, asked, per_step=1) == replies
-    assert run(engine, asked, max_num_batched_tokens=5, max_num_prefill_tokens=3) == replies
+    replies = check_any_company(engine, asked, max_num_batched_tokens=5, max_num_prefill_tokens=3)
     assert run(engine, asked, max_num_seqs=2) == replies
 
 

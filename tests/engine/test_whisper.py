@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers.models.whisper.generation_whisper import _median_filter
 
-from engine.harness import Engine, Reply
+from engine.harness import Engine, check_any_company, run
 from octavo.base.media import MediaTensor
 from octavo.base.params import SamplingParams, SpeechAlignment, SpeechRules
 from octavo.wire.messages import AddRequest
@@ -60,11 +60,6 @@ def requests(num: int = 4, **params: Any) -> list[AddRequest]:
     ]
 
 
-def run(engine: Engine, asked: list[AddRequest], per_step: int = 0, **limits: int) -> dict[int, Reply]:
-    replies: dict[int, Reply] = engine.run(asked, scheduler=engine.scheduler(**limits), per_step=per_step).replies
-    return replies
-
-
 def test_greedy_tokens_and_their_probabilities_are_those_of_transformers(both: tuple[Any, Engine]) -> None:
     model, engine = both
     asked = requests()
@@ -105,11 +100,7 @@ def test_speech_is_held_to_its_rules_and_the_first_score_has_silence_beside_it(b
 def test_the_same_text_in_any_company(both: tuple[Any, Engine], params: dict[str, Any]) -> None:
     _, engine = both
     asked = requests(**params)
-    replies = run(engine, asked)
-    for request in asked:
-        assert run(engine, [request]) == {request.request_id: replies[request.request_id]}
-    assert run(engine, asked, per_step=1) == replies
-    assert run(engine, asked, max_num_batched_tokens=8, max_num_prefill_tokens=5) == replies
+    check_any_company(engine, asked, max_num_batched_tokens=8, max_num_prefill_tokens=5)
 
 
 ALIGNMENT = SpeechAlignment(heads=((1, 0), (2, 1), (1, 1)), first_token=1, num_rows=ROWS - 3, smoothing=5)
