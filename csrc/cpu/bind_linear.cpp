@@ -56,6 +56,12 @@ void bind_linear(nb::module_& m) {
             },
             nb::arg("weights"), nb::arg("N"), nb::arg("kind"), nb::arg("bias"), Unlocked())
         .def(
+            "add_fixed",
+            [](PackedLinear& self, Address weights, int64_t N, Address bias) {
+                self.add_fixed(at<const float>(weights), N, at<const float>(bias));
+            },
+            nb::arg("weights"), nb::arg("N"), nb::arg("bias"), Unlocked())
+        .def(
             "add_table",
             [](PackedLinear& self, Address codes, int64_t N, int64_t group, Address scales, Address table, Address bias) {
                 self.add_table(at<const uint8_t>(codes), N, group, at<const float>(scales), at<const float>(table),

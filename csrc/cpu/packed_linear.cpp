@@ -70,6 +70,19 @@ size_t quantized_rows(QuantizedRows& rows, int8_t* p, int64_t M, int64_t K, int6
     return values * (2 * kActGroup + 4 * 4) + blocks * size_t(rows.groups + 1) * 4;
 }
 
+// The same for the fixed form.
+size_t fixed_rows(FixedRows& rows, int8_t* p, int64_t M, int64_t K) {
+    rows.rows = M;
+    rows.ldq = ceil_div(K, kFixedStep) * kFixedStep;
+    rows.groups = ceil_div(K, kFixedGroup);
+    const size_t values = size_t(M * rows.ldq) * sizeof *rows.q;
+    if (p) {
+        rows.q = reinterpret_cast<int16_t*>(p);
+        rows.scale = reinterpret_cast<float*>(p + values);
+    }
+    return values + size_t(M * rows.groups) * sizeof *rows.scale;
+}
+
 int64_t float_bytes(WeightKind kind) { return kind == WeightKind::f32 ? 4 : 2; }
 
 }  // namespace
@@ -140,6 +153,7 @@ void PackedLinear::append(PackedMatrix w, const float* bias) {
     nbytes_ += w.tiles * w.tile_bytes + (bias ? w.N * 4 : 0);
     has_int_ = has_int_ || w.kind == WeightKind::integer;
     has_bf16_ = has_bf16_ || w.kind == WeightKind::bf16;
+    has_fixed_ = has_fixed_ || w.kind == WeightKind::fixed;
     parts_.push_back(std::move(part));
 }
 
@@ -240,6 +254,36 @@ void PackedLinear::add_float(const void* weights, int64_t N, WeightKind kind, co
     });
 }
 
+void PackedLinear::add_fixed(const float* weights, int64_t N, const float* bias) {
+    if (N < 1) throw std::invalid_argument("a matrix needs at least one row");
+    PackedMatrix w;
+    w.N = N;
+    w.kind = WeightKind::fixed;
+    w.group = kFixedGroup;
+    w.header = kTile * 4;
+    w.unit_bytes = w.header + kTile * kFixedGroup * 2;
+    FixedRows row;
+    const size_t row_bytes = fixed_rows(row, nullptr, 1, K_);
+    w.tile_bytes = row.groups * w.header + kTile * row.ldq * 2;
+    append(w, bias);
+    const Part& part = parts_.back();
+    const LinearKernels& kernels = OCTAVO_KERNELS(linear_kernels);
+    parallel_for(part.w.tiles, [&](int64_t t, int thread) {
+        const int64_t columns = std::min<int64_t>(kTile, N - t * kTile);
+        for (int64_t c = 0; c < columns; ++c) {
+            FixedRows fixed;
+            fixed_rows(fixed, static_cast<int8_t*>(thread_scratch(thread, row_bytes)), 1, K_);
+            kernels.fix(weights + (t * kTile + c) * K_, K_, K_, 0, 1, fixed);
+            uint8_t* unit = part.data->data() + t * w.tile_bytes;
+            for (int64_t g = 0; g < fixed.groups; ++g, unit += w.unit_bytes) {
+                std::memcpy(unit + 4 * c, fixed.scale + g, 4);
+                const int64_t from = g * kFixedGroup, to = std::min(fixed.ldq, from + kFixedGroup);
+                for (int64_t k = from; k < to; k += 2) std::memcpy(unit + w.header + (k - from) * 2 * kTile + 4 * c, fixed.q + k, 4);
+            }
+        }
+    });
+}
+
 void PackedLinear::add_table(const uint8_t* codes, int64_t N, int64_t group, const float* scales, const float* table,
                              const float* bias) {
     if (N < 1 || group < 2 || group % 2 || K_ % group)
@@ -284,7 +328,7 @@ void PackedLinear::set_order(const int64_t* order) {
 }
 
 bool PackedLinear::is_prepared(const LinearKernels& kernels) const {
-    return has_int_ || (has_bf16_ && kernels.round_bf16) || !order_.empty();
+    return has_int_ || has_fixed_ || (has_bf16_ && kernels.round_bf16) || !order_.empty();
 }
 
 size_t PackedLinear::lay_out(const LinearKernels& kernels, Activations& a, int8_t* memory, int64_t M) const {
@@ -294,17 +338,19 @@ size_t PackedLinear::lay_out(const LinearKernels& kernels, Activations& a, int8_
     a.bf16.rows = M;
     a.bf16.ld = ceil_div(K_, 2) * 2;
     const size_t bf16_bytes = bf16 ? (size_t(M * a.bf16.ld) * 2 + 63) / 64 * 64 : 0;
+    const size_t fixed_bytes = has_fixed_ ? (fixed_rows(a.fixed, nullptr, M, K_) + 63) / 64 * 64 : 0;
     if (memory) {
         if (has_int_) quantized_rows(a.quantized, memory, M, K_, kernels.block);
         if (bf16) a.bf16.x = reinterpret_cast<uint16_t*>(memory + int_bytes);
+        if (has_fixed_) fixed_rows(a.fixed, memory + int_bytes + bf16_bytes, M, K_);
         if (!order_.empty()) {
             a.given = a.x;
             a.ld_given = a.ldx;
-            a.x = reinterpret_cast<float*>(memory + int_bytes + bf16_bytes);
+            a.x = reinterpret_cast<float*>(memory + int_bytes + bf16_bytes + fixed_bytes);
             a.ldx = K_;
         }
     }
-    return int_bytes + bf16_bytes + (order_.empty() ? 0 : (size_t(M * K_) * 4 + 63) / 64 * 64);
+    return int_bytes + bf16_bytes + fixed_bytes + (order_.empty() ? 0 : (size_t(M * K_) * 4 + 63) / 64 * 64);
 }
 
 void PackedLinear::fill(const LinearKernels& kernels, const Activations& a, int64_t from, int64_t to) const {
@@ -314,11 +360,12 @@ void PackedLinear::fill(const LinearKernels& kernels, const Activations& a, int6
             for (int64_t j = 0; j < K_; ++j) ordered[m * K_ + j] = a.given[m * a.ld_given + order_[size_t(j)]];
     }
     if (has_int_) kernels.quantize(a.x, a.ldx, K_, from, to, a.quantized);
+    if (has_fixed_) kernels.fix(a.x, a.ldx, K_, from, to, a.fixed);
     if (a.bf16.x) kernels.round_bf16(a.x, a.ldx, K_, from, to, a.bf16);
 }
 
 PackedLinear::Activations PackedLinear::prepare(const LinearKernels& kernels, const float* x, int64_t ldx, int64_t M) const {
-    Activations a{x, ldx, {}, {}};
+    Activations a{x, ldx, {}, {}, {}};
     if (!is_prepared(kernels)) return a;
     lay_out(kernels, a, static_cast<int8_t*>(shared_scratch(lay_out(kernels, a, nullptr, M))), M);
     const int64_t blocks = ceil_div(M, kernels.block);
@@ -338,6 +385,8 @@ void PackedLinear::run_tiles(const LinearKernels& kernels, const Activations& a,
             if (part.w.kind == WeightKind::integer) kernels.gemm_int(part.w, a.quantized, row0, row1, from, to, columns, ldo);
             else if (part.w.kind == WeightKind::bf16 && kernels.gemm_bf16)
                 kernels.gemm_bf16(part.w, a.bf16, row0, row1, from, to, columns, ldo);
+            else if (part.w.kind == WeightKind::fixed)
+                kernels.gemm_fixed(part.w, a.fixed, row0, row1, from, to, columns, ldo);
             else kernels.gemm_float(part.w, a.x, a.ldx, row0, row1, from, to, columns, ldo);
         }
         tile0 -= part.w.tiles;
@@ -348,7 +397,7 @@ void PackedLinear::run_tiles(const LinearKernels& kernels, const Activations& a,
 
 PackedLinear::Cut PackedLinear::cut(const Activations& a, int64_t M, int64_t most) const {
     // Where the cuts fall has no part in the result.
-    const int64_t row_bytes = has_int_ ? a.quantized.ldq : K_ * (a.bf16.x ? 2 : 4);
+    const int64_t row_bytes = has_int_ ? a.quantized.ldq : K_ * (a.bf16.x || has_fixed_ ? 2 : 4);
     const int64_t row_block = std::min(M, std::max<int64_t>(2 * kRowStep, kRowBlockBytes / row_bytes / kRowStep * kRowStep));
     const int64_t row_blocks = ceil_div(M, row_block);
     const int64_t work = nbytes_ * ceil_div(M, 4);
@@ -391,7 +440,7 @@ void PackedLinear::linear_groups(const std::vector<const PackedLinear*>& weights
         const PackedLinear* w = weights[i];
         const int64_t rows = starts[i + 1] - starts[i];
         if (rows < 1) continue;
-        Group group{w, starts[i], rows, {x + starts[i] * w->K_, w->K_, {}, {}}, {}, blocks, 0};
+        Group group{w, starts[i], rows, {x + starts[i] * w->K_, w->K_, {}, {}, {}}, {}, blocks, 0};
         bytes += w->lay_out(kernels, group.a, nullptr, rows);
         blocks += w->is_prepared(kernels) ? ceil_div(rows, kernels.block) : 0;
         groups.push_back(group);

@@ -59,6 +59,9 @@ public:
     // weights [N, K] of kind bf16, f16 or f32.
     void add_float(const void* weights, int64_t N, WeightKind kind, const float* bias);
 
+    // weights f32 [N, K], all finite, rounded to kind fixed.
+    void add_fixed(const float* weights, int64_t N, const float* bias);
+
     // codes uint8 [N, K]; w = table[code] * scale. scales f32 [N, K / group]. table: 16 values, codes are below 16; or null,
     // codes are float8 e4m3. group is even and divides K.
     void add_table(const uint8_t* codes, int64_t N, int64_t group, const float* scales, const float* table, const float* bias);
@@ -94,6 +97,7 @@ private:
         int64_t ldx;
         QuantizedRows quantized;
         Bf16Rows bf16;
+        FixedRows fixed;
         const float* given = nullptr;  // where x is in the order of the columns: as it was given
         int64_t ld_given = 0;
     };
@@ -118,7 +122,7 @@ private:
     std::vector<Part> parts_;
     std::vector<int32_t> order_;  // empty: columns stand as those of x
     int64_t N_ = 0, K_, tiles_ = 0, nbytes_ = 0;
-    bool has_int_ = false, has_bf16_ = false;
+    bool has_int_ = false, has_bf16_ = false, has_fixed_ = false;
 };
 
 }  // namespace octavo

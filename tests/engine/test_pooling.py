@@ -15,8 +15,11 @@ from octavo.base.config import EngineConfig, ModelConfig
 from octavo.base.errors import CheckpointError, InvalidConfig
 from octavo.base.params import PoolingParams, SamplingParams
 from octavo.core.scheduler.scheduler import Scheduler
+from octavo.models.loader import load_model
 from octavo.models.pooling import gives_vectors
 from octavo.models.registry import FAMILIES
+from octavo.ops.cpu.linear import LinearWeight
+from octavo.ops.table import bind
 from octavo.wire.messages import AddRequest
 from octavo.worker.worker import Worker
 from support.pooled import CLASSES, DECODER, DISTIL, SMALL, TEXTS, Pooled, unit
@@ -191,7 +194,35 @@ def test_real_weights_are_transformers_vectors(name: str, request: pytest.Fixtur
         with torch.no_grad():
             rows = reference(input_ids=torch.tensor([texts[output.request_id]])).last_hidden_state[0]
         assert output.pooled is not None
-        assert 1 - float(np.frombuffer(output.pooled, "<f4") @ unit(rows.mean(0))) < 1e-5
+        assert 1 - float(np.frombuffer(output.pooled, "<f4") @ unit(rows.mean(0))) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+def test_products_may_be_rounded_where_nobody_asked_for_float32(made: Any, name: str) -> None:
+    model = made(name)
+    exact = model.run(TEXTS)
+    model.load(float32_matmul_precision="high")
+    rounded = model.run(TEXTS)
+    for number, (one, other) in enumerate(zip(exact, rounded, strict=True)):
+        assert not np.array_equal(one, other)
+        assert 1 - float(one @ other) < 1e-6
+        assert np.array_equal(model.run([TEXTS[number]])[0], other), "the company counts"
+    model.load(dtype="auto")
+    assert all(map(np.array_equal, model.run(TEXTS), rounded))
+    model.load(dtype="auto", float32_matmul_precision="highest")
+    assert all(map(np.array_equal, model.run(TEXTS), exact))
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [({}, {"f32"}), ({"float32_matmul_precision": "high"}, {"f32", "fixed16"}), ({"dtype": "bfloat16"}, {"bf16"})],
+)
+def test_what_generates_is_rounded_where_somebody_asked(tmp_path: Path, options: Any, kinds: set[str]) -> None:
+    """The output matrix never."""
+    Pooled(tmp_path, "Qwen3ForCausalLM", DECODER, task="embed")
+    loaded = load_model(ModelConfig(model=str(tmp_path), **options), bind(), 64, lambda name, detail: None)
+    found = {weight.kind for weight in loaded.weights.values() if isinstance(weight, LinearWeight)}
+    assert found == kinds and loaded.weights["lm_head"].kind in ("f32", "bf16")
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def test_every_operation_of_a_step_can_be_measured() -> None:
         "pack_linear",
         "pack_linear_many",
         "pack_output",
+        "fixed_point",
         "pack_embedding",
         "tied_embedding",
         "kv_cache_shapes",

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from octavo import _cpu
 from octavo.ops.cpu.linear import (
+    FixedPoint,
     embedding,
+    fixed_point,
     linear,
     pack_embedding,
     pack_linear,
@@ -184,6 +186,56 @@ def test_weights_of_a_table_give_the_bits_of_the_same_weights_in_float32(bits: i
     assert torch.equal(rows, weight.dequantize()[[32, 0, 7]])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("n", "k", "m"), [(1, 1, 1), (16, 2, 3), (33, 130, 2), (100, 576, 7), (7, 333, 13), (40, 1536, 26)])
+def test_products_in_fixed_point_round_less_than_eleven_bits(dtype: torch.dtype, n: int, k: int, m: int) -> None:
+    """As TF32 has them, and float16: the error of the sum of so many roundings, three times over."""
+    rng = torch.Generator().manual_seed(3)
+    weight, bias = torch.randn(n, k, generator=rng).to(dtype), torch.randn(n, generator=rng)
+    x = activations(m, k)
+    packed = pack_linear(fixed_point(weight), bias)
+    assert packed.kind == "fixed16"
+    error = run(x, packed) - (x.double() @ weight.double().T + bias.double())
+    sizes = x.double().norm(dim=1)[:, None] * weight.double().norm(dim=1)
+    assert (error / sizes).square().mean().sqrt() <= 2**-11 / 3 / k**0.5
+    assert ((error / sizes).abs() <= 2**-11).all()
+    rows = torch.empty(2, k)
+    embedding(rows, torch.tensor([n - 1, 0], dtype=torch.int32), tied_embedding(packed), 2.0)
+    torch.testing.assert_close(rows, 2.0 * weight.float()[[n - 1, 0]], rtol=0, atol=2e-4 * float(weight.abs().max()))
+
+
+def test_sums_in_fixed_point_never_leave_32_bits() -> None:
+    """The largest that there are: rows that are their columns, flat, or all in one value, or between the two."""
+    k = 384
+    rows = [torch.ones(k), -torch.ones(k), torch.arange(k).float(), (torch.arange(k) % 128 == 5).float()]
+    for share in (2, 3, 9, 50):
+        rows.append(torch.where(torch.arange(k) % share == 0, 1.0, -1e-3))
+    values = torch.stack(rows)
+    for size in (1.0, 1e-20, 1e18):
+        out = run(values * size, pack_linear(FixedPoint(values / size)))
+        exact = values.double() @ values.double().T
+        sizes = values.double().norm(dim=1)[:, None] * values.double().norm(dim=1)
+        assert ((out - exact).abs() <= 3e-4 * sizes).all(), size
+
+
+def test_a_value_that_stands_out_drowns_no_other_group_in_fixed_point() -> None:
+    rng = torch.Generator().manual_seed(4)
+    weight, x = torch.randn(16, 256, generator=rng), torch.randn(1, 256, generator=rng)
+    x[0, 40] = 1e6
+    exact = x.double() @ weight.double().T
+    error = (run(x, pack_linear(fixed_point(weight))) - exact).abs()
+    # Half a step of what its group's values are rounded to, and of the weight beside it.
+    assert (error <= 1e6 / 32767 * weight[:, :128].abs().sum(1) + 1e6 * 1e-4 * weight[:, :128].abs().max(1).values).all()
+    x[0, :128] = 0
+    error = (run(x, pack_linear(fixed_point(weight))) - x.double() @ weight.double().T).abs()
+    assert error.max() < 1e-2
+
+
+def test_bfloat16_has_no_fixed_point() -> None:
+    weight = torch.randn(3, 64).bfloat16()
+    assert fixed_point(weight) is weight
+
+
 def test_a_table_with_other_values_than_float8_is_packed_as_floats() -> None:
     weight = dataclasses.replace(of_table(16, 64, 8, 64), table=torch.arange(256).float())
     assert pack_linear(weight).kind == "f32"
@@ -218,7 +270,12 @@ def cases() -> list[tuple[str, object]]:
     return found
 
 
-@pytest.mark.parametrize("weight", [pytest.param(weight, id=name) for name, weight in cases()])
+def products() -> list[tuple[str, object]]:
+    """What has products, and no rows that are the checkpoint's."""
+    return [*cases(), ("fixed16", FixedPoint(torch.randn(75, 192, generator=torch.Generator().manual_seed(6))))]
+
+
+@pytest.mark.parametrize("weight", [pytest.param(weight, id=name) for name, weight in products()])
 def test_a_row_does_not_depend_on_its_neighbours_nor_on_threads(weight: QuantizedWeight | Tensor) -> None:
     packed = pack_linear(weight, torch.linspace(-1, 1, 75))
     x = activations(64, 192)
@@ -232,14 +289,13 @@ def test_a_row_does_not_depend_on_its_neighbours_nor_on_threads(weight: Quantize
         assert torch.equal(run(x[order], packed), alone[order])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
-def test_large_batches_in_row_blocks_equal_single_rows(dtype: torch.dtype | None) -> None:
+@pytest.mark.parametrize("kind", ["bf16", "fixed16", "int4"])
+def test_large_batches_in_row_blocks_equal_single_rows(kind: str) -> None:
     n, k, m = 96, 1536, 400
-    rng = torch.Generator().manual_seed(6)
-    weight = (
-        quantized(n, k, 4, 32, True, torch.float16) if dtype is None else torch.randn(n, k, generator=rng).to(dtype)
-    )
-    packed = pack_linear(weight)
+    floats = torch.randn(n, k, generator=torch.Generator().manual_seed(6))
+    weights = {"bf16": floats.bfloat16(), "fixed16": fixed_point(floats)}
+    packed = pack_linear(weights[kind] if kind in weights else quantized(n, k, 4, 32, True, torch.float16))
+    assert packed.kind == kind
     x = activations(m, k)
     _cpu.set_num_threads(2)
     whole = run(x, packed)
@@ -247,7 +303,7 @@ def test_large_batches_in_row_blocks_equal_single_rows(dtype: torch.dtype | None
         assert torch.equal(run(x[i : i + 1], packed)[0], whole[i])
 
 
-@pytest.mark.parametrize("weight", [pytest.param(weight, id=name) for name, weight in cases()])
+@pytest.mark.parametrize("weight", [pytest.param(weight, id=name) for name, weight in products()])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_bad_row_stays_alone(weight: QuantizedWeight | Tensor, bad: float) -> None:
     packed = pack_linear(weight)
@@ -272,22 +328,23 @@ def test_zero_and_tiny_and_huge_rows() -> None:
 
 
 def test_stacked_parts_each_fill_their_own_columns() -> None:
-    parts: list[QuantizedWeight | Tensor] = [
+    parts: list[QuantizedWeight | Tensor | FixedPoint] = [
         quantized(40, 96, 4, 32, True, torch.float16, seed=1),
         quantized(13, 96, 6, 16, False, torch.float32, seed=2),
         torch.randn(21, 96, generator=torch.Generator().manual_seed(3)).to(torch.bfloat16),
         quantized(16, 96, 8, 32, False, torch.float16, seed=4),
+        fixed_point(torch.randn(5, 96, generator=torch.Generator().manual_seed(5))),
     ]
-    biases = [None, torch.ones(13), None, torch.full((16,), -2.0)]
+    biases = [None, torch.ones(13), None, torch.full((16,), -2.0), torch.ones(5)]
     packed = pack_linear_many(parts, biases)
-    assert (packed.N, packed.K) == (90, 96)
+    assert (packed.N, packed.K) == (95, 96)
     x = activations(11, 96)
     alone = [run(x, pack_linear(part, bias)) for part, bias in zip(parts, biases, strict=True)]
     wide = torch.full((11, 200), 7.0)
     _cpu.set_num_threads(2)
-    linear(wide[:, 30:120], x, packed)
-    assert torch.equal(wide[:, 30:120], torch.cat(alone, dim=1))
-    assert (wide[:, :30] == 7).all() and (wide[:, 120:] == 7).all()
+    linear(wide[:, 30:125], x, packed)
+    assert torch.equal(wide[:, 30:125], torch.cat(alone, dim=1))
+    assert (wide[:, :30] == 7).all() and (wide[:, 125:] == 7).all()
 
 
 @pytest.mark.parametrize(("bits", "group", "mins"), TWO_LEVEL_CASES)
@@ -311,7 +368,7 @@ def test_scales_of_two_levels_give_the_bits_of_their_products(
 
 
 def test_rows_of_x_may_lie_apart() -> None:
-    for weight in (quantized(33, 64, 4, 32, True, torch.float16), torch.randn(33, 64)):
+    for weight in (quantized(33, 64, 4, 32, True, torch.float16), torch.randn(33, 64), fixed_point(torch.randn(33, 64))):
         packed = pack_linear(weight)
         x = activations(5, 200)
         assert torch.equal(run(x[:, 100:164], packed), run(x[:, 100:164].contiguous(), packed))

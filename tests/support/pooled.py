@@ -36,7 +36,7 @@ class Served:
 
     def load(self, **options: Any) -> None:
         self.config = EngineConfig(
-            model=ModelConfig(model=str(self.directory), dtype="float32", **options),
+            model=ModelConfig(**{"model": str(self.directory), "dtype": "float32", **options}),
             cache=CacheConfig(kv_cache_memory_bytes=1 << 22),
             scheduler=SchedulerConfig(max_num_seqs=16),
         )

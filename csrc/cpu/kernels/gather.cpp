@@ -54,6 +54,15 @@ void gather_table(const PackedMatrix& w, const uint8_t* unit, int64_t c, float s
     }
 }
 
+void gather_fixed(const PackedMatrix& w, const uint8_t* unit, int64_t c, float scale, float* out) {
+    for (int64_t k0 = 0; k0 < w.K; k0 += kFixedGroup, unit += w.unit_bytes) {
+        const float s = ((const float*)unit)[c];
+        const int16_t* q = (const int16_t*)(unit + w.header) + 2 * c;
+        for (int64_t k = k0; k < w.K && k < k0 + kFixedGroup; ++k)
+            out[k] = float(q[(k - k0) / 2 * 2 * kTile + k % 2]) * s * scale;
+    }
+}
+
 }  // namespace
 
 void gather_row(const PackedMatrix& w, int64_t n, float scale, float* out) {
@@ -63,6 +72,8 @@ void gather_row(const PackedMatrix& w, int64_t n, float scale, float* out) {
         gather_int(w, tile, c, scale, out);
     } else if (w.kind == WeightKind::table || w.kind == WeightKind::e4m3) {
         gather_table(w, tile, c, scale, out);
+    } else if (w.kind == WeightKind::fixed) {
+        gather_fixed(w, tile, c, scale, out);
     } else if (w.kind == WeightKind::f32) {
         for (int64_t k = 0; k < w.K; ++k) out[k] = ((const float*)tile)[k * kTile + c] * scale;
     } else if (w.kind == WeightKind::f16) {

@@ -1,7 +1,7 @@
 // Integer vectors for the packed GEMM: `vi` covers VC columns of a tile, one in each 32-bit lane.
 //
 // A lane holds four values of consecutive k, a byte each: unsigned weights meet signed activations, and the four products
-// are added to the lane.
+// are added to the lane (vi_dot4). Or it holds two of 16 bits, both signed (vi_pairs).
 #pragma once
 
 #include "simd.h"
@@ -26,7 +26,9 @@ OCTAVO_INLINE vi vi_and(vi a, uint32_t mask) { return _mm512_and_si512(a, _mm512
 OCTAVO_INLINE vf vi_to_f32(vi a) { return _mm512_cvtepi32_ps(a); }
 #if defined(__AVX512VNNI__)
 OCTAVO_INLINE vi vi_dot4(vi acc, vi w, vi a) { return _mm512_dpbusd_epi32(acc, w, a); }
+OCTAVO_INLINE vi vi_pairs(vi acc, vi w, vi a) { return _mm512_dpwssd_epi32(acc, w, a); }
 #else
+OCTAVO_INLINE vi vi_pairs(vi acc, vi w, vi a) { return _mm512_add_epi32(acc, _mm512_madd_epi16(w, a)); }
 OCTAVO_INLINE vi vi_dot2(vi w, vi a) { return _mm512_maddubs_epi16(w, a); }
 OCTAVO_INLINE vi vi_add16(vi a, vi b) { return _mm512_add_epi16(a, b); }
 OCTAVO_INLINE vi vi_sum2(vi a) { return _mm512_madd_epi16(a, _mm512_set1_epi16(1)); }
@@ -43,6 +45,7 @@ OCTAVO_INLINE vi vi_zero() { return _mm256_setzero_si256(); }
 OCTAVO_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 OCTAVO_INLINE vi vi_and(vi a, uint32_t mask) { return _mm256_and_si256(a, _mm256_set1_epi32(int(mask))); }
 OCTAVO_INLINE vf vi_to_f32(vi a) { return _mm256_cvtepi32_ps(a); }
+OCTAVO_INLINE vi vi_pairs(vi acc, vi w, vi a) { return _mm256_add_epi32(acc, _mm256_madd_epi16(w, a)); }
 OCTAVO_INLINE vi vi_dot2(vi w, vi a) { return _mm256_maddubs_epi16(w, a); }
 OCTAVO_INLINE vi vi_add16(vi a, vi b) { return _mm256_add_epi16(a, b); }
 OCTAVO_INLINE vi vi_sum2(vi a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
@@ -71,6 +74,13 @@ OCTAVO_INLINE vi vi_dot4(vi acc, vi w, vi a) {
 #else
     for (int i = 0; i < 4; ++i) acc += ((w >> 8 * i) & 255) * ((a << (24 - 8 * i)) >> 24);
     return acc;
+#endif
+}
+OCTAVO_INLINE vi vi_pairs(vi acc, vi w, vi a) {
+#if defined(__SSE2__)
+    return acc + (vi)_mm_madd_epi16((__m128i)w, (__m128i)a);
+#else
+    return acc + ((w << 16) >> 16) * ((a << 16) >> 16) + (w >> 16) * (a >> 16);
 #endif
 }
 
@@ -109,8 +119,8 @@ OCTAVO_INLINE void vi_pin(vi& a) {
 #endif
 }
 
-// Four activations in every lane.
-OCTAVO_INLINE vi vi_bcast4(const int8_t* p) {
+// Four bytes in every lane: as many activations, or two of 16 bits.
+OCTAVO_INLINE vi vi_bcast4(const void* p) {
     int32_t x;
     memcpy(&x, p, 4);
     return vi_set(x);

@@ -18,6 +18,8 @@
 //   table    units of a weight group, each a header with 16 scales in f32, then codes of 4 bits: a byte of column c holds k in
 //            its low nibble and k + 1 in the high one. A weight is the f32 product of the code's value and the scale.
 //   e4m3     the same with a byte a code, a float8. The scales in the header are multiplied by 256, see e4m3_bits.
+//   fixed    units of 128 values of K, or what is left of them, each a header with 16 scales in f32, then [k / 2][16][2] in 16
+//            bits, K rounded up to a multiple of 16 with zeros. A weight is the product of its number and the scale.
 //
 // Integer weights (K below 2^21) meet activations of 8 bits, per row and group of 32 values of k. Where a group's largest value
 // stands out from its row (kWideFactor), 8 bits would lose the others beside it: such a group is wide and has 15 bits, as
@@ -30,6 +32,12 @@
 //     acc = fma(min_w, sum_a, acc)                                   sum_a: of the part; min_w = -zero * scale_w without mins
 // and when all parts have passed, the wide groups' low bits follow in the order of k:
 //     acc = fma(float(dot of w and low), (scale_w / 128) * scale_a, acc)
+//
+// Fixed weights meet activations in the same form. The numbers of a group are as large as its sums allow: their root of the sum
+// of squares is at most kFixedNorm, so that by Cauchy and Schwarz no sum of a group's products, and no part of it, leaves 32
+// bits. Where values lie about zero like a bell's, a step is the 4,000th part of their root mean square: some four times finer
+// than the 11 bits of f16 (or tf32), at the rate of bf16. The dot product of a group is exact, and then
+//     acc = fma(float(dot), scale_w * scale_a, acc)
 #pragma once
 
 #include "isa.h"
@@ -50,8 +58,12 @@ constexpr int64_t kTableValues = 16;
 constexpr uint16_t e4m3_bits(uint8_t code) { return uint16_t((code & 0x80) << 8 | (code & 0x7f) << 7); }
 constexpr float kE4m3Factor = 256.0f;
 constexpr float kWideFactor = 6.0f;  // of the row's root mean square
+constexpr int64_t kFixedGroup = 128;  // values along K that share a scale
+constexpr int64_t kFixedStep = 16;    // K is rounded up to whole ones
+// Rounding adds at most sqrt(128) / 2 to a norm, and (46000 + 6)^2 < 2^31.
+constexpr float kFixedNorm = 46000.0f, kFixedLimit = 32767.0f;
 
-enum class WeightKind : int { integer = 0, bf16 = 1, f16 = 2, f32 = 3, table = 4, e4m3 = 5 };
+enum class WeightKind : int { integer = 0, bf16 = 1, f16 = 2, f32 = 3, table = 4, e4m3 = 5, fixed = 6 };
 enum class ScaleForm : int { f16 = 0, f32 = 1, two_level = 2 };
 
 struct PackedMatrix {
@@ -91,6 +103,13 @@ struct Bf16Rows {
     int64_t rows = 0, ld = 0;
 };
 
+// Activations in the fixed form, in the same blocks. K is rounded up to a multiple of kFixedStep with zeros.
+struct FixedRows {
+    int16_t* q = nullptr;    // of a block: [ldq / 16][R][16]
+    float* scale = nullptr;  // [groups][R]
+    int64_t rows = 0, ldq = 0, groups = 0;
+};
+
 struct LinearKernels {
     int64_t block;  // rows of a block
     // Blocks [block0, block1) of x into dst. A row that holds a NaN or an infinity gets NaN scales.
@@ -104,6 +123,10 @@ struct LinearKernels {
     void (*round_bf16)(const float* x, int64_t ldx, int64_t K, int64_t block0, int64_t block1, const Bf16Rows& dst);
     void (*gemm_bf16)(const PackedMatrix& w, const Bf16Rows& a, int64_t row0, int64_t row1, int64_t tile0, int64_t tile1,
                       float* out, int64_t ldo);
+    // Of a group that holds a NaN or an infinity the scale is NaN.
+    void (*fix)(const float* x, int64_t ldx, int64_t K, int64_t block0, int64_t block1, const FixedRows& dst);
+    void (*gemm_fixed)(const PackedMatrix& w, const FixedRows& a, int64_t row0, int64_t row1, int64_t tile0, int64_t tile1,
+                       float* out, int64_t ldo);
     // out[k] = scale * w[n, k]; for integers the product with the weight's scale and the sum with its min are rounded apart.
     void (*gather_row)(const PackedMatrix& w, int64_t n, float scale, float* out);
 };

@@ -18,6 +18,9 @@ void gemm_float(const PackedMatrix& w, const float* x, int64_t ldx, int64_t row0
 void round_bf16(const float* x, int64_t ldx, int64_t K, int64_t block0, int64_t block1, const Bf16Rows& dst);
 void gemm_bf16(const PackedMatrix& w, const Bf16Rows& a, int64_t row0, int64_t row1, int64_t tile0, int64_t tile1, float* out,
                int64_t ldo);
+void fix_rows(const float* x, int64_t ldx, int64_t K, int64_t block0, int64_t block1, const FixedRows& dst);
+void gemm_fixed(const PackedMatrix& w, const FixedRows& a, int64_t row0, int64_t row1, int64_t tile0, int64_t tile1, float* out,
+                int64_t ldo);
 void gather_row(const PackedMatrix& w, int64_t n, float scale, float* out);
 
 // One vector of results to out, at most `columns` of them (none if there are none left).

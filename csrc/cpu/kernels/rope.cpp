@@ -19,6 +19,19 @@ static inline void turn_heads(const RopeArgs& args, float* x, int count, const f
     }
 }
 
+// Keeps a compiler from gathering a loop's values into a scatter, which on some processors takes many times as long as the
+// stores.
+template <class T>
+OCTAVO_INLINE void keep_scalar(T& value) {
+    if constexpr (sizeof(T) == 4) {
+#if defined(__x86_64__)
+        asm("" : "+x"(value));
+#endif
+    } else {
+        asm("" : "+r"(value));
+    }
+}
+
 template <class To>
 static void write_kv(const RopeArgs& args, const float* k, const float* v, int64_t slot) {
     typedef typename To::T T;
@@ -29,7 +42,11 @@ static void write_kv(const RopeArgs& args, const float* k, const float* v, int64
         T* kt = static_cast<T*>(args.k_cache) + block * args.k_stride +
                 (int64_t(head) * tiles + offset / kKeyTile) * dim * kKeyTile + offset % kKeyTile;
         T* vt = static_cast<T*>(args.v_cache) + block * args.v_stride + (int64_t(head) * args.block_size + offset) * padded;
-        for (int d = 0; d < dim; ++d) kt[d * kKeyTile] = To::of(k[d] * k_factor);
+        for (int d = 0; d < dim; ++d) {
+            T value = To::of(k[d] * k_factor);
+            keep_scalar(value);
+            kt[d * kKeyTile] = value;
+        }
         for (int d = 0; d < dim; ++d) vt[d] = To::of(v[d] * v_factor);
         for (int d = dim; d < padded; ++d) vt[d] = 0;
     }

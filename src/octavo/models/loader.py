@@ -87,7 +87,7 @@ def load_model(
     if free is not None:
         needed = reader.num_bytes(_float_bytes(config, checkpoint, ops, online))
         _check_room(checkpoint.source, needed // 2 if online in ("int4", "bitsandbytes") else needed, free)
-    packer = _Packer(reader, ops, online)
+    packer = _Packer(reader, ops, online, is_rounded=_is_rounded(config, definition.spec))
     for param in definition.params:
         packer.pack(param)
     reader.check_finite()
@@ -108,6 +108,13 @@ def load_model(
         quantization=f"{online} at load" if online and checkpoint.quantization == "none" else checkpoint.quantization,
         weights=packer.weights,
     )
+
+
+def _is_rounded(config: ModelConfig, spec: ModelSpec) -> bool:
+    """Whether products with float matrices may be rounded to be faster."""
+    if config.float32_matmul_precision != "auto":
+        return config.float32_matmul_precision == "high"
+    return spec.pooling is not None and config.dtype == "auto"
 
 
 def online_quantization(config: ModelConfig, checkpoint: Checkpoint) -> LoadQuantization | None:
@@ -281,8 +288,9 @@ class _Reader:
 class _Packer:
     """Packs parameters for the device one after the other, so that only one is ever held unpacked."""
 
-    def __init__(self, reader: _Reader, ops: Ops, online: LoadQuantization | None) -> None:
+    def __init__(self, reader: _Reader, ops: Ops, online: LoadQuantization | None, *, is_rounded: bool) -> None:
         self._reader = reader
+        self._is_rounded = is_rounded
         self._ops = ops
         # A GPU has products of its own for these two, and quantizes what it packs.
         self._online = None if ops.torch_device.type != "cpu" and online in ("fp8", "int8") else online
@@ -358,12 +366,14 @@ class _Packer:
         weight = as_floats(self._reader.matrix(param.parts[0])).to(torch.float32)
         return self._ops.pack_output(weight, *self._biases(param.biases))
 
-    def _matrix(self, tensor: TensorDecl, is_expert: bool = False) -> Tensor | QuantizedWeight:
+    def _matrix(self, tensor: TensorDecl, is_expert: bool = False) -> Any:
         """Of a layer: quantized, if it is not yet and shall be."""
         weight = self._reader.matrix(tensor)
-        if self._online is None or isinstance(weight, QuantizedWeight):
+        if isinstance(weight, QuantizedWeight):
             return weight
-        return weight if self._online == "experts_int8" and not is_expert else quantize(weight.cpu(), self._online)
+        if self._online is not None and (is_expert or self._online != "experts_int8"):
+            return quantize(weight.cpu(), self._online)
+        return self._ops.fixed_point(weight) if self._is_rounded else weight
 
     def _vector(self, param: Param) -> Tensor:
         if param.rows:

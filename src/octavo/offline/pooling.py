@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from octavo.launch.engine_thread import EngineThread
     from octavo.served.model import ServedModel
 
-#: Texts of one turn, and turns that are under way at once: the engine always has the next at hand.
-_TEXTS: Final = 256
-_TURNS: Final = 3
+#: Texts of one turn, and turns that are under way at once: the engine soon has the first, and always the next at hand.
+_TEXTS: Final = 64
+_TURNS: Final = 6
 #: Seconds between two tries while other threads' requests fill the queue.
 _RETRY_SECONDS: Final = 0.05
 

@@ -64,6 +64,11 @@ def pack_output(weight: Tensor | QuantizedWeight, bias: Tensor | None = None) ->
     return pack_linear(weight, bias)
 
 
+def fixed_point(weight: Tensor) -> Tensor:
+    """A matrix for the packers whose products may be rounded where they are then faster. Here they are not."""
+    return weight
+
+
 def pack_linear_many(
     weights: Sequence[Tensor | QuantizedWeight], biases: Sequence[Tensor | None] | None = None
 ) -> ReferenceWeight:

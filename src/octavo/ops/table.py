@@ -56,6 +56,8 @@ class Ops:
     pack_linear: Callable[..., LinearWeight]  # (weight, bias=None)
     pack_linear_many: Callable[..., LinearWeight]  # (weights, biases=None)
     pack_output: Callable[..., LinearWeight]  # (weight, bias=None): of the output layer
+    #: (weight): the same for the packers, whose products may be rounded where they are then faster
+    fixed_point: Callable[[Tensor], Any]
     linear: Callable[..., None]  # (out, x, w)
     pack_embedding: Callable[..., EmbeddingWeight]  # (weight)
     tied_embedding: Callable[..., EmbeddingWeight]  # (linear_weight): the same packed copy
@@ -130,6 +132,7 @@ _GROUPS: tuple[tuple[str, ...], ...] = (
         "pack_linear",
         "pack_linear_many",
         "pack_output",
+        "fixed_point",
         "linear",
         "pack_embedding",
         "tied_embedding",

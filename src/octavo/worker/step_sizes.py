@@ -26,8 +26,6 @@ _CACHE_DTYPES = {
     "fp8_e5m2": torch.float8_e5m2,
     "int8": torch.int8,
 }
-#: Of a step that encodes whole texts, by default: enough for the matrices to be read rarely.
-_ENCODED_TOKENS: Final = 2048
 
 
 def check_device_options(config: EngineConfig, device: Device) -> None:
@@ -114,7 +112,7 @@ def max_num_batched_tokens(config: EngineConfig, longest: int, device: Device, *
     scheduler = config.scheduler
     asked = scheduler.max_num_batched_tokens
     if is_whole:
-        return asked or max(device.default_batched_tokens, scheduler.max_num_seqs, longest, _ENCODED_TOKENS)
+        return asked or max(device.default_batched_tokens, scheduler.max_num_seqs, longest)
     if scheduler.enable_chunked_prefill:
         return asked or max(device.default_batched_tokens, scheduler.max_num_seqs)
     if asked is not None and asked < longest:

@@ -79,6 +79,12 @@ class ModelConfig(MediaLimits):
         "Data type of unquantized weights; auto: the checkpoint's, but on a GPU never float32. half is another name "
         "for float16, float for float32.",
     )
+    float32_matmul_precision: Literal["auto", "highest", "high"] = opt(
+        "auto",
+        "How exact products with float32 and float16 matrices are on a CPU: highest, float32; high, 16 bits a value with "
+        "a scale for every 128 of them, in half the time, which rounds less than TF32; auto: high for models that give "
+        "vectors unless --dtype is given, else highest. On a GPU they are float32's, or the activations'.",
+    )
     quantization: Quantization | None = opt(
         None,
         "Quantize the matrices of an unquantized model while they load: int8, int4, fp8, bitsandbytes (nf4), "

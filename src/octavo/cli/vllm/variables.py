@@ -29,6 +29,10 @@ def _attention(text: str) -> str | None:
     return _ATTENTION.get(text.lower())
 
 
+def _matmul_precision(text: str) -> str:
+    return "high" if text == "medium" else text
+
+
 def _gibibytes(text: str) -> str | None:
     if re.fullmatch(r"\d+(\.\d+)?", text):
         size = int(float(text) * 2**30)
@@ -116,6 +120,11 @@ VARIABLES: tuple[Variable, ...] = (
              reason="octavo has one engine"),
     Variable(name="VLLM_BATCH_INVARIANT", seed=None, today="0", meaning="Replies never depend on other requests.",
              field="batch_invariant"),
+    Variable(
+        name="VLLM_FLOAT32_MATMUL_PRECISION", seed=None, today="highest", field="float32_matmul_precision",
+        meaning="How exact products of float32 are.", convert=_matmul_precision,
+        reason="medium counts as high, which rounds less. Without it octavo takes high for models that give vectors.",
+    ),
     Variable(
         name="VLLM_ENABLE_RESPONSES_API_STORE", seed=None, today="0", accepts=ANY,
         meaning="Keep responses that are to be kept.",

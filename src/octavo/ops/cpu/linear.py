@@ -4,14 +4,14 @@ Weights are packed once, at load, into the tile order of csrc/cpu/kernels/linear
 Scales of two levels (GGUF's K formats) stay two, so that a weight takes the bits that it has in the file, or nearly.
 Integer weights are multiplied by activations quantised to 8 bits in groups of 32, or 15 where a value stands out;
 bfloat16 weights by activations rounded to bfloat16 where the processor has such products; other float weights in f32,
-and so those whose values stand in a table (float8, nf4).
+and so those whose values stand in a table (float8, nf4). Floats in fixed point meet activations in fixed point.
 A row of the result depends on that row of x alone, bit for bit, whatever T and the number of threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -30,7 +30,6 @@ _F32: Final = torch.float32
 _HALF_SCALES: Final = 0
 _WIDE_SCALES: Final = 1
 _TWO_LEVELS: Final = 2
-Weight = Tensor | QuantizedWeight
 
 
 class LinearWeight:
@@ -47,6 +46,20 @@ class LinearWeight:
 
     def __repr__(self) -> str:
         return f"LinearWeight({self.kind}, N={self.N}, K={self.K}, {self.nbytes} bytes)"
+
+
+@dataclass(frozen=True, slots=True)
+class FixedPoint:
+    """A float matrix [N, K] that is packed with 16 bits a value and a scale for every 128 values of K."""
+
+    values: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.values.shape
+
+
+Weight = Tensor | QuantizedWeight | FixedPoint
 
 
 class EmbeddingWeight:
@@ -68,6 +81,12 @@ class EmbeddingWeight:
 def pack_linear(weight: Weight, bias: Tensor | None = None) -> LinearWeight:
     """Pack a [N, K] weight: float32, bfloat16, float16, or quantized. bias [N], any float type."""
     return pack_linear_many([weight], [bias])
+
+
+def fixed_point(weight: Tensor) -> Tensor | FixedPoint:
+    """A float32 or float16 matrix for the packers, its products in fixed point: in half the time, with errors of 1e-4
+    of their root mean square. bfloat16 has products of its own."""
+    return weight if weight.dtype == torch.bfloat16 else FixedPoint(weight)
 
 
 def pack_output(weight: Weight, bias: Tensor | None = None) -> LinearWeight:
@@ -153,6 +172,10 @@ def _add(native: _cpu.PackedLinear, weight: Weight, bias: Tensor | None) -> str:
     if bias32 is not None and bias32.shape != (weight.shape[0],):
         raise ValueError(f"bias {tuple(bias32.shape)} does not fit a weight of {weight.shape[0]} rows")
     bias_ptr = 0 if bias32 is None else bias32.data_ptr()
+    if isinstance(weight, FixedPoint):
+        values = weight.values.to(_F32).contiguous()
+        native.add_fixed(values.data_ptr(), values.shape[0], bias_ptr)
+        return "fixed16"
     if isinstance(weight, QuantizedWeight):
         if has_integer_layout(weight):
             return _add_int(native, weight, bias_ptr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from octavo.ops import flashinfer_prompts
+from octavo.ops import flashinfer_prompts, reference
 from octavo.ops.table import Binding
 from octavo.ops.triton import (
     attention,
@@ -45,6 +45,7 @@ def operations(binding: Binding) -> tuple[dict[str, Any], dict[str, str]]:
         "pack_linear": packer.pack_linear,
         "pack_linear_many": packer.pack_linear_many,
         "pack_output": packer.pack_output,
+        "fixed_point": reference.fixed_point,
         "linear": linear.linear,
         "pack_embedding": packer.pack_embedding,
         "tied_embedding": packer.tied_embedding,
