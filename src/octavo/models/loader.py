@@ -19,7 +19,7 @@ from octavo.base.errors import CheckpointError, DeviceError, InvalidConfig
 from octavo.base.host import FreeMemory, gib
 from octavo.files.parts import with_part_configs
 from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, StoredCheckpoint, read_json
-from octavo.models.decoder import LM_HEAD
+from octavo.models.decoder import LM_HEAD, Definition
 from octavo.models.directory import open_directory
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
 from octavo.models.implementation import Tensors, definition_of, tensors_of, transformer
@@ -87,7 +87,7 @@ def load_model(
     if free is not None:
         needed = reader.num_bytes(_float_bytes(config, checkpoint, ops, online))
         _check_room(checkpoint.source, needed // 2 if online in ("int4", "bitsandbytes") else needed, free)
-    packer = _Packer(reader, ops, online, is_rounded=_is_rounded(config, definition.spec))
+    packer = _Packer(reader, ops, online, is_rounded=_is_rounded(config, definition))
     for param in definition.params:
         packer.pack(param)
     reader.check_finite()
@@ -110,11 +110,12 @@ def load_model(
     )
 
 
-def _is_rounded(config: ModelConfig, spec: ModelSpec) -> bool:
+def _is_rounded(config: ModelConfig, definition: Definition) -> bool:
     """Whether products with float matrices may be rounded to be faster."""
     if config.float32_matmul_precision != "auto":
         return config.float32_matmul_precision == "high"
-    return spec.pooling is not None and config.dtype == "auto"
+    reads_whole = definition.spec.pooling is not None or definition.encoder is not None
+    return reads_whole and config.dtype == "auto"
 
 
 def online_quantization(config: ModelConfig, checkpoint: Checkpoint) -> LoadQuantization | None:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from octavo.served.model import ServedModel
 
 #: Texts of one turn, and turns that are under way at once: the engine soon has the first, and always the next at hand.
-_TEXTS: Final = 64
-_TURNS: Final = 6
+_TEXTS: Final = 32
+_TURNS: Final = 12
 #: Seconds between two tries while other threads' requests fill the queue.
 _RETRY_SECONDS: Final = 0.05
 

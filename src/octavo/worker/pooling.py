@@ -124,19 +124,21 @@ class Pooler:
         return _bytes(np.stack([_unit(row) for row in rows]) if params.normalize else rows)
 
     def _finished(self, row: np.ndarray, params: PoolingParams) -> np.ndarray:
-        x = torch.tensor(row)
+        pooling = self._pooling
+        if self._heads or pooling.spec.classes:
+            row = self._headed(torch.tensor(row), params).numpy()
+        if pooling.spec.classes:
+            return row
+        values = row[: params.dimensions]
+        return _unit(values) if (pooling.normalizes if params.normalize is None else params.normalize) else values
+
+    def _headed(self, x: Tensor, params: PoolingParams) -> Tensor:
         for head in self._heads:
             x = functional.linear(x, head.weight, head.bias)
             x = _ACTIVATIONS[head.activation](x)
             if head.norm is not None:
                 x = functional.layer_norm(x, x.shape, head.norm.weight, head.norm.bias, head.norm.eps)
-        pooling = self._pooling
-        if pooling.spec.classes:
-            if params.activation is not False:
-                x = _probabilities(x, pooling.spec.classes)
-            return x.numpy()
-        values = x.numpy()[: params.dimensions]
-        return _unit(values) if (pooling.normalizes if params.normalize is None else params.normalize) else values
+        return x if params.activation is False else _probabilities(x, self._pooling.spec.classes)
 
 
 def _probabilities(x: Tensor, classes: str) -> Tensor:

@@ -123,7 +123,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable(
         name="VLLM_FLOAT32_MATMUL_PRECISION", seed=None, today="highest", field="float32_matmul_precision",
         meaning="How exact products of float32 are.", convert=_matmul_precision,
-        reason="medium counts as high, which rounds less. Without it octavo takes high for models that give vectors.",
+        reason="medium counts as high, which rounds less. Without it some models have high: see the flag.",
     ),
     Variable(
         name="VLLM_ENABLE_RESPONSES_API_STORE", seed=None, today="0", accepts=ANY,
