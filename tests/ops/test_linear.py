@@ -187,7 +187,9 @@ def test_weights_of_a_table_give_the_bits_of_the_same_weights_in_float32(bits: i
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(("n", "k", "m"), [(1, 1, 1), (16, 2, 3), (33, 130, 2), (100, 576, 7), (7, 333, 13), (40, 1536, 26)])
+@pytest.mark.parametrize(
+    ("n", "k", "m"), [(1, 1, 1), (16, 2, 3), (33, 130, 2), (100, 576, 7), (7, 333, 13), (40, 1536, 26)]
+)
 def test_products_in_fixed_point_round_less_than_eleven_bits(dtype: torch.dtype, n: int, k: int, m: int) -> None:
     """As TF32 has them, and float16: the error of the sum of so many roundings, three times over."""
     rng = torch.Generator().manual_seed(3)
@@ -208,8 +210,7 @@ def test_sums_in_fixed_point_never_leave_32_bits() -> None:
     """The largest that there are: rows that are their columns, flat, or all in one value, or between the two."""
     k = 384
     rows = [torch.ones(k), -torch.ones(k), torch.arange(k).float(), (torch.arange(k) % 128 == 5).float()]
-    for share in (2, 3, 9, 50):
-        rows.append(torch.where(torch.arange(k) % share == 0, 1.0, -1e-3))
+    rows += [torch.where(torch.arange(k) % share == 0, 1.0, -1e-3) for share in (2, 3, 9, 50)]
     values = torch.stack(rows)
     for size in (1.0, 1e-20, 1e18):
         out = run(values * size, pack_linear(FixedPoint(values / size)))
@@ -225,7 +226,9 @@ def test_a_value_that_stands_out_drowns_no_other_group_in_fixed_point() -> None:
     exact = x.double() @ weight.double().T
     error = (run(x, pack_linear(fixed_point(weight))) - exact).abs()
     # Half a step of what its group's values are rounded to, and of the weight beside it.
-    assert (error <= 1e6 / 32767 * weight[:, :128].abs().sum(1) + 1e6 * 1e-4 * weight[:, :128].abs().max(1).values).all()
+    assert (
+        error <= 1e6 / 32767 * weight[:, :128].abs().sum(1) + 1e6 * 1e-4 * weight[:, :128].abs().max(1).values
+    ).all()
     x[0, :128] = 0
     error = (run(x, pack_linear(fixed_point(weight))) - x.double() @ weight.double().T).abs()
     assert error.max() < 1e-2
@@ -368,7 +371,11 @@ def test_scales_of_two_levels_give_the_bits_of_their_products(
 
 
 def test_rows_of_x_may_lie_apart() -> None:
-    for weight in (quantized(33, 64, 4, 32, True, torch.float16), torch.randn(33, 64), fixed_point(torch.randn(33, 64))):
+    for weight in (
+        quantized(33, 64, 4, 32, True, torch.float16),
+        torch.randn(33, 64),
+        fixed_point(torch.randn(33, 64)),
+    ):
         packed = pack_linear(weight)
         x = activations(5, 200)
         assert torch.equal(run(x[:, 100:164], packed), run(x[:, 100:164].contiguous(), packed))

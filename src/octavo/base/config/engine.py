@@ -81,9 +81,9 @@ class ModelConfig(MediaLimits):
     )
     float32_matmul_precision: Literal["auto", "highest", "high"] = opt(
         "auto",
-        "How exact products with float32 and float16 matrices are on a CPU: highest, float32; high, 16 bits a value with "
-        "a scale for every 128 of them, in half the time, which rounds less than TF32; auto: high for models that give "
-        "vectors or have an encoder, unless --dtype is given, else highest. On a GPU they are float32's, or the "
+        "How exact products with float32 and float16 matrices are on a CPU: highest, float32; high, 16 bits a value "
+        "with a scale for every 128 of them, in half the time, which rounds less than TF32; auto: high for models that "
+        "give vectors or have an encoder, unless --dtype is given, else highest. On a GPU they are float32's, or the "
         "activations'.",
     )
     quantization: Quantization | None = opt(

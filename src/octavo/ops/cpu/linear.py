@@ -107,7 +107,7 @@ def pack_linear_many(weights: Sequence[Weight], biases: Sequence[Tensor | None] 
     if order is not None:
         native.set_order(order.data_ptr())
     kinds = [
-        _add(native, as_floats(weight) if order is None and _order_of(weight) is not None else weight, bias)
+        _add(native, weight if order is not None else _in_order(weight), bias)
         for weight, bias in zip(weights, given, strict=True)
     ]
     return LinearWeight(native, "+".join(dict.fromkeys(kinds)))
@@ -231,6 +231,11 @@ def _add_table(native: _cpu.PackedLinear, weight: QuantizedWeight, bias_ptr: int
 
 def _order_of(weight: Weight) -> Tensor | None:
     return weight.order if isinstance(weight, QuantizedWeight) else None
+
+
+def _in_order(weight: Weight) -> Weight:
+    """As floats, whose columns stand as those of x, where those of the weight do not."""
+    return as_floats(weight) if isinstance(weight, QuantizedWeight) and weight.order is not None else weight
 
 
 def _common_order(weights: Sequence[Weight]) -> Tensor | None:
