@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 import transformers
 
 from octavo.base.config import EngineConfig, ModelConfig
-from octavo.base.errors import CheckpointError, InvalidConfig
+from octavo.base.errors import CheckpointError, DeviceError, InvalidConfig
+from octavo.base.host import FreeMemory
 from octavo.base.params import PoolingParams, SamplingParams
 from octavo.core.scheduler.scheduler import Scheduler
 from octavo.models.loader import load_model
@@ -20,7 +24,8 @@ from octavo.models.pooling import gives_vectors
 from octavo.models.registry import FAMILIES
 from octavo.ops.cpu.linear import LinearWeight
 from octavo.ops.table import bind
-from octavo.wire.messages import AddRequest
+from octavo.wire.messages import AddRequest, EngineCoreOutput
+from octavo.worker.encoder import EncoderRunner
 from octavo.worker.worker import Worker
 from support.pooled import CLASSES, DECODER, DISTIL, SMALL, TEXTS, Pooled, unit
 
@@ -174,6 +179,55 @@ def test_a_model_that_generates_may_give_vectors(tmp_path: Path) -> None:
         model.load(task="classify")
     model.load()
     assert model.info.pooling is None
+
+
+def test_room_for_weights_is_told_of_what_they_become(tmp_path: Path) -> None:
+    """Files of float32 take half of their bytes."""
+    Pooled(tmp_path, "BertModel", SMALL)
+    free = FreeMemory((tmp_path / "model.safetensors").stat().st_size * 3 // 4, "here")
+    for options in ({}, {"float32_matmul_precision": "highest"}):
+        config = ModelConfig(model=str(tmp_path), **options)
+        with pytest.raises(DeviceError, match="weights take") if options else nullcontext():
+            load_model(config, bind(), 64, lambda name, detail: None, free=free)
+
+
+def test_steps_of_whole_texts_run_while_the_next_is_planned(made: Any) -> None:
+    model = made("bert")
+    alone = [model.run([ids])[0] for ids in TEXTS]
+    model.load()  # with no room yet: the second step is the larger one, and finds the first under way
+    assert model.info.plans_ahead
+    info = msgspec.structs.replace(model.info, max_num_batched_tokens=max(map(len, TEXTS)))
+    scheduler = Scheduler(model.config, info)
+    for number, ids in enumerate(TEXTS):
+        scheduler.add(AddRequest(number, ids, SamplingParams(max_tokens=1), pooling=PoolingParams()))
+    found, under_way = {}, []
+    while scheduler.has_work:
+        plan = scheduler.schedule() if not under_way or scheduler.can_plan_ahead else None
+        if plan is not None and plan.total_num_scheduled_tokens:
+            under_way.append((plan, model.worker.submit(plan)))
+        if len(under_way) == 2 or plan is None or not plan.total_num_scheduled_tokens:
+            plan, step = under_way.pop(0)
+            for output in scheduler.update(plan, model.worker.collect(step)):
+                found[output.request_id] = np.frombuffer(output.pooled, "<f4")
+    assert all(np.array_equal(found[number], one) for number, one in enumerate(alone))
+
+
+def test_a_step_that_finds_no_memory_fails_its_own_texts(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made("bert")
+    [expected] = model.run(TEXTS[:1])
+    scheduler = Scheduler(model.config, model.info)
+
+    def outputs() -> list[EngineCoreOutput]:
+        scheduler.add(AddRequest(1, TEXTS[0], SamplingParams(max_tokens=1), pooling=PoolingParams()))
+        plan = scheduler.schedule()
+        return scheduler.update(plan, model.worker.execute(plan))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EncoderRunner, "run", Mock(side_effect=MemoryError("no 4 bytes")))
+        [failed] = outputs()
+    assert failed.finish_reason == "error" and "no 4 bytes" in str(failed.error)
+    [output] = outputs()
+    assert output.pooled is not None and np.array_equal(np.frombuffer(output.pooled, "<f4"), expected)
 
 
 @pytest.mark.parametrize("name", ["minilm_hf", "mpnet_hf"])

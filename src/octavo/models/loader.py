@@ -84,10 +84,11 @@ def load_model(
     definition = definition_of(config, checkpoint.config, checkpoint.source, ops.activation_dtype)
     tensors = tensors_of(definition, checkpoint)
     reader = _Reader(checkpoint, tensors, DTYPES.get(config.dtype, checkpoint.dtype), ops.to_device, on_phase)
+    is_rounded = _is_rounded(config, definition)
     if free is not None:
-        needed = reader.num_bytes(_float_bytes(config, checkpoint, ops, online))
+        needed = reader.num_bytes(_float_bytes(config, checkpoint, ops, online, is_rounded=is_rounded))
         _check_room(checkpoint.source, needed // 2 if online in ("int4", "bitsandbytes") else needed, free)
-    packer = _Packer(reader, ops, online, is_rounded=_is_rounded(config, definition))
+    packer = _Packer(reader, ops, online, is_rounded=is_rounded)
     for param in definition.params:
         packer.pack(param)
     reader.check_finite()
@@ -146,12 +147,16 @@ def _reported_dtype(reader: _Reader, config: ModelConfig, ops: Ops) -> torch.dty
     return reader.matrix_dtype or DTYPES.get(config.dtype, torch.float16)
 
 
-def _float_bytes(config: ModelConfig, checkpoint: Checkpoint, ops: Ops, online: LoadQuantization | None) -> int | None:
+def _float_bytes(
+    config: ModelConfig, checkpoint: Checkpoint, ops: Ops, online: LoadQuantization | None, *, is_rounded: bool
+) -> int | None:
     """Bytes of an unquantized value when it is loaded, at least; None: as many as in the checkpoint."""
     if online is not None:
         return 1
     if ops.torch_device.type != "cpu":
         return ops.activation_dtype.itemsize
+    if is_rounded:
+        return torch.int16.itemsize
     dtype = DTYPES.get(config.dtype, checkpoint.dtype)
     return None if dtype is None else dtype.itemsize
 

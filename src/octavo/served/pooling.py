@@ -7,7 +7,6 @@ import re
 import time
 from array import array
 from collections.abc import Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import mul
@@ -19,9 +18,9 @@ from octavo.base.errors import InvalidRequest
 from octavo.base.params import GenerateRequest, PoolingParams, SamplingParams
 from octavo.base.ranges import clip_number
 from octavo.client.admission import check_text
+from octavo.served.parts import DeltaStream
 from octavo.served.prompts import Prompt
 from octavo.served.request_log import log_request
-from octavo.served.streams import merged
 from octavo.served.turn import Continuation, Conversation
 from octavo.wire.messages import PoolingInfo
 
@@ -108,16 +107,21 @@ async def pool(model: ServedModel, turn: TextsTurn) -> list[PooledText]:
     try:
         for request in requests:
             streams.append(model.engine.generate(request))  # noqa: PERF401  (those before a refusal are closed)
-        results: list[PooledText | None] = [None] * len(requests)
-        async with aclosing(merged(streams)) as together:
-            async for place, delta in together:
-                if delta.pooled is not None:
-                    results[place] = PooledText(delta.pooled, delta.num_prompt_tokens, delta.num_cached_tokens)
+        # One by one: all are wanted, and what comes early waits in its stream.
+        results = [await _only(stream) for stream in streams]
         assert None not in results, "the engine ended a request without its vector"
         return [result for result in results if result is not None]
     finally:
         for stream in streams:
             await stream.aclose()
+
+
+async def _only(stream: DeltaStream) -> PooledText | None:
+    result = None
+    async for delta in stream:
+        if delta.pooled is not None:
+            result = PooledText(delta.pooled, delta.num_prompt_tokens, delta.num_cached_tokens)
+    return result
 
 
 def _check_wanted(model: ServedModel, info: PoolingInfo, turn: TextsTurn) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from octavo.base.config import ServerConfig
-from octavo.base.errors import ContextLengthExceeded, InvalidRequest, Overloaded
+from octavo.base.errors import ContextLengthExceeded, InvalidRequest, Overloaded, RequestError
 from octavo.base.media import MediaItem
 from octavo.media.part import text_only
 from octavo.served.media import MediaReader, refuse_media
@@ -23,6 +24,8 @@ from octavo.wire.messages import EngineInfo
 
 #: Prompts of more characters than this are tokenized in a thread, so that the streams go on meanwhile.
 THREAD_CHARS = 2048
+#: Short texts of a turn that go to a thread together.
+_TEXTS_A_THREAD: Final = 64
 #: No token stands for more bytes of text than this: longer prompts are refused before they are tokenized.
 MAX_TOKEN_BYTES = 256
 #: Renderings of requests' own templates that wait for their turn.
@@ -97,15 +100,41 @@ class PromptMaker:
         """
         # A thousand short ones hold up the streams as a long one does.
         total = sum(_num_chars(item.prompt) for item in wanted if isinstance(item, Continuation))
+        ids = await self._of_short_texts(wanted) if total > THREAD_CHARS else {}
         made = []
         for place, item in enumerate(wanted):
             name = f"{param}.{place}" if len(wanted) > 1 else param
             if isinstance(item, Conversation):
                 prompt = await self._of_conversation(item, name, cache_salt)
+            elif place in ids:
+                prompt = Prompt(ids[place], str(item.prompt), name)
             else:
                 prompt = await self._of_completion(item, name, total, cache_salt)
             made.append(await self._with_decoder(prompt, item))
         return made
+
+    async def _of_short_texts(self, wanted: Sequence[Conversation | Continuation]) -> dict[int, list[int]]:
+        """The ids of the short texts among them, by place: many go to a thread at once, for the way there is longer
+        than one of them takes. Those that cannot be tokenized are left out, for whoever tells their name."""
+        short = [
+            (place, item.prompt, item.add_special_tokens)
+            for place, item in enumerate(wanted)
+            if isinstance(item, Continuation)
+            and isinstance(item.prompt, str)
+            and 0 < len(item.prompt) <= min(THREAD_CHARS, self._most_chars)
+            and not (item.media or item.suffix)
+        ]
+        found: dict[int, list[int]] = {}
+
+        def run(part: list[tuple[int, str, bool]]) -> None:
+            for place, text, add_special_tokens in part:
+                with contextlib.suppress(RequestError):
+                    found[place] = self._renderer.render_text(text, add_special_tokens)
+
+        loop = asyncio.get_running_loop()
+        for first in range(0, len(short), _TEXTS_A_THREAD):
+            await loop.run_in_executor(self._threads, run, short[first : first + _TEXTS_A_THREAD])
+        return found
 
     async def paired(
         self, pairs: Sequence[tuple[str, str]], encode: Callable[[str, str], tuple[list[int], int]], param: str
@@ -244,6 +273,11 @@ class PromptMaker:
         if min(ids) < 0 or max(ids) >= self._num_ids:
             raise InvalidRequest(f"Token ids should lie in 0..{self._num_ids - 1}.", param)
 
+    @property
+    def _most_chars(self) -> int:
+        """That fit the context, if a token stood for as many as it can."""
+        return max(self._info.max_model_len, self._info.max_encoder_len) * MAX_TOKEN_BYTES
+
     async def _run(
         self, size: int, function: Callable[[], T], param: str, total: int = 0, *, is_slow: bool = False
     ) -> T:
@@ -251,8 +285,8 @@ class PromptMaker:
 
         `total`: the characters of all prompts of the turn. `is_slow`: it may take seconds, whatever the size.
         """
-        most = max(self._info.max_model_len, self._info.max_encoder_len)
-        if size > most * MAX_TOKEN_BYTES:
+        if size > self._most_chars:
+            most = self._most_chars // MAX_TOKEN_BYTES
             raise ContextLengthExceeded(
                 f"The prompt has {size} characters; they cannot fit the context of {most} tokens.",
                 param,

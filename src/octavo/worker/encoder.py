@@ -146,7 +146,7 @@ class EncoderRunner:
             else:
                 batch.positions = given
         kept = None if needed is None else self._device.upload(needed)[0]
-        self._reserve(total, int(self._blocks(counts).sum()))
+        self.reserve(lens)
         groups = batch.cache_groups
         for number, (runner, numbers) in enumerate(self._pieces):
             is_last = number == len(self._pieces) - 1
@@ -228,7 +228,18 @@ class EncoderRunner:
         plan = self._planner.plan(arrays, others)
         return InputBatch(ids, at, slot_mapping, start_loc, lens, block_tables, plan, key_ends=own_ends)
 
-    def _reserve(self, num_rows: int, num_blocks: int) -> None:
+    def has_room(self, lens: Sequence[int]) -> bool:
+        """Whether sequences of these lengths need no more memory than there is."""
+        num_rows, num_blocks = self._needs(lens)
+        return num_rows <= self._capacity and num_blocks <= self._num_blocks
+
+    def _needs(self, lens: Sequence[int]) -> tuple[int, int]:
+        """Rows and blocks."""
+        return sum(lens), int(self._blocks(np.array(lens, np.int32)).sum())
+
+    def reserve(self, lens: Sequence[int]) -> None:
+        """Make room for sequences of these lengths. Nothing is running. Raises MemoryError, or torch's own."""
+        num_rows, num_blocks = self._needs(lens)
         if num_rows > self._capacity:
             self._spaces = []  # first, so that there are not two at a time
             dtype, device = self._ops.activation_dtype, self._device.torch_device

@@ -87,7 +87,8 @@ def _output_ops(definition: Definition) -> int:
     return 0 if definition.lm_head is None else 2 * math.prod(definition.lm_head.shape)
 
 
-def with_pooling(info: EngineInfo, pooling: Pooling, spec: ModelSpec) -> EngineInfo:
+def with_pooling(info: EngineInfo, pooling: Pooling, spec: ModelSpec, *, plans_ahead: bool) -> EngineInfo:
+    """`plans_ahead`: whether steps of whole texts run beside the host's work."""
     heads = [head.size for head in pooling.spec.heads] + [len(dense.weight) for dense in pooling.dense]
     step_tokens = info.max_num_batched_tokens if spec.bidirectional else info.max_num_prefill_tokens
     told = PoolingInfo(
@@ -106,7 +107,11 @@ def with_pooling(info: EngineInfo, pooling: Pooling, spec: ModelSpec) -> EngineI
         may_be_cut=pooling.may_be_cut,
     )
     return msgspec.structs.replace(
-        info, pooling=told, max_num_prefill_tokens=step_tokens, num_swap_blocks=0, plans_ahead=False
+        info,
+        pooling=told,
+        max_num_prefill_tokens=step_tokens,
+        num_swap_blocks=0,
+        plans_ahead=plans_ahead and spec.bidirectional,
     )
 
 

@@ -7,6 +7,7 @@ classifier's heads are made of one row alone. So a vector depends on its text on
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -180,6 +181,17 @@ def _bytes(values: np.ndarray) -> bytes:
     return np.ascontiguousarray(values, "<f4").tobytes()
 
 
+def encodes_beside(device: Device) -> bool:
+    """Whether steps of whole texts run in a thread of their own."""
+    return device.name == "cpu"
+
+
+@dataclass(slots=True)
+class _EncodingStep(RunningStep):
+    new: Sequence[NewRequestData] = ()
+    hidden: Callable[[], np.ndarray] | None = None  # waits for the rows, float32 [T, H]
+
+
 class EncodingRunner:
     """In the place of a `ModelRunner` where every token sees all of its sequence: a request is computed in the step in
     which it comes, and nothing is kept."""
@@ -188,6 +200,9 @@ class EncodingRunner:
         definition = model.definition
         self._runner = EncoderRunner(definition.program, ops, device, model.weights)
         self._pooler = pooler
+        #: Where steps run while the host plans the next and tells of the last: a CPU's cores do both.
+        self._thread = ThreadPoolExecutor(1, "octavo-encode") if encodes_beside(device) else None
+        self._last: Future[np.ndarray] | None = None
         #: By how much the position of a token of the second text differs, where positions know of it.
         spec = definition.spec
         self._second = spec.max_position_embeddings if spec.token_types > 1 and spec.learned_positions else 0
@@ -197,30 +212,55 @@ class EncodingRunner:
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         return self.collect(self.submit(plan))
 
-    def submit(self, plan: SchedulerOutput) -> RunningStep:
-        """Compute a step, which holds new requests alone."""
-        step = RunningStep(list(plan.num_scheduled_tokens))
+    def submit(self, plan: SchedulerOutput) -> _EncodingStep:
+        """Begin with a step, which holds new requests alone. Raises MemoryError, or torch's own."""
         new = plan.new_requests
+        step = _EncodingStep(list(plan.num_scheduled_tokens), new=new)
         if not new:
             return step
         assert all(plan.num_scheduled_tokens[each.slot] == len(each.prompt_token_ids) for each in new)
         lens = [len(each.prompt_token_ids) for each in new]
         ids = np.concatenate([self._ids(each) for each in new])
-        hidden = _numpy(self._runner.run(lens, token_ids=ids, positions=self._positions(new)))
-        start = 0
-        for each, count in zip(new, lens, strict=True):
-            self._pooler.begin(each)
-            result = self._pooler.take(each.slot, hidden[start : start + count], is_last=True)
-            assert result is not None
-            step.pooled[each.slot] = result
-            start += count
+        positions = self._positions(new)
+        if self._thread is None:
+            hidden = _numpy(self._runner.run(lens, token_ids=ids, positions=positions))
+            step.hidden = lambda: hidden
+            return step
+        if not self._runner.has_room(lens):
+            if self._last is not None:
+                wait([self._last])
+            self._runner.reserve(lens)
+
+        def run() -> np.ndarray:
+            # The next step overwrites it, maybe before the answer to this one is asked for.
+            return _numpy(self._runner.run(lens, token_ids=ids, positions=positions)).copy()
+
+        self._last = self._thread.submit(run)
+        step.hidden = self._last.result
         return step
 
     def submit_masks(self, step: RunningStep, masks: TokenMasks) -> None:
         raise AssertionError("what has no tokens has no masks of them")
 
     def collect(self, step: RunningStep) -> ModelRunnerOutput:
-        return ModelRunnerOutput({slot: [] for slot in step.slots}, pooled=step.pooled)
+        """Wait for its rows, and make vectors of them."""
+        assert isinstance(step, _EncodingStep)
+        if step.hidden is None:
+            return ModelRunnerOutput({slot: [] for slot in step.slots})
+        try:
+            hidden = step.hidden()
+        except MemoryError as exc:
+            message = f"The server ran out of memory while it computed this request: {exc}"
+            return ModelRunnerOutput({}, errors=dict.fromkeys(step.slots, message))
+        start, pooled = 0, {}
+        for each in step.new:
+            end = start + len(each.prompt_token_ids)
+            self._pooler.begin(each)
+            result = self._pooler.take(each.slot, hidden[start:end], is_last=True)
+            assert result is not None
+            pooled[each.slot] = result
+            start = end
+        return ModelRunnerOutput({slot: [] for slot in step.slots}, pooled=pooled)
 
     def _ids(self, request: NewRequestData) -> np.ndarray:
         ids = np.array(request.prompt_token_ids, np.int32)

@@ -31,7 +31,7 @@ from octavo.worker.kv_scales import with_scales
 from octavo.worker.media import MediaEncoder, media_bytes
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
 from octavo.worker.pictures import most_rows, picture_bytes
-from octavo.worker.pooling import EncodingRunner, Pooler
+from octavo.worker.pooling import EncodingRunner, Pooler, encodes_beside
 from octavo.worker.prompt_adapters import KeptFiles, PromptSlots, prompt_bytes, with_prompts
 from octavo.worker.residence import Residence, Runner, Weights
 from octavo.worker.swap import SwapArena
@@ -179,7 +179,7 @@ class Worker:
         info = engine_info(
             config, loaded, device, ops, plan, kv_dtype, max_num_batched_tokens, self.swap_arena.num_places, seconds
         )
-        return info if pooling is None else with_pooling(info, pooling, loaded.spec)
+        return info if pooling is None else with_pooling(info, pooling, loaded.spec, plans_ahead=encodes_beside(device))
 
     def _slots_of(self, model: Transformer, ops: Ops, device: Device) -> AdapterSlots | None:
         if self._adapters is None:
