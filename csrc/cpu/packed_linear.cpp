@@ -73,7 +73,7 @@ size_t quantized_rows(QuantizedRows& rows, int8_t* p, int64_t M, int64_t K, int6
 // The same for the fixed form.
 size_t fixed_rows(FixedRows& rows, int8_t* p, int64_t M, int64_t K) {
     rows.rows = M;
-    rows.ldq = ceil_div(K, kFixedStep) * kFixedStep;
+    rows.ldq = ceil_div(K, kStep) * kStep;
     rows.groups = ceil_div(K, kFixedGroup);
     const size_t values = size_t(M * rows.ldq) * sizeof *rows.q;
     if (p) {
@@ -336,7 +336,7 @@ size_t PackedLinear::lay_out(const LinearKernels& kernels, Activations& a, int8_
     const bool bf16 = has_bf16_ && kernels.round_bf16;
     const size_t int_bytes = has_int_ ? (quantized_rows(a.quantized, nullptr, M, K_, kernels.block) + 63) / 64 * 64 : 0;
     a.bf16.rows = M;
-    a.bf16.ld = ceil_div(K_, 2) * 2;
+    a.bf16.ld = ceil_div(K_, kStep) * kStep;
     const size_t bf16_bytes = bf16 ? (size_t(M * a.bf16.ld) * 2 + 63) / 64 * 64 : 0;
     const size_t fixed_bytes = has_fixed_ ? (fixed_rows(a.fixed, nullptr, M, K_) + 63) / 64 * 64 : 0;
     if (memory) {

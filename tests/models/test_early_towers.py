@@ -18,9 +18,12 @@ from safetensors.torch import load_file, save_file
 from engine.harness import Engine
 from models.tower_cases import IMAGE
 from models.towers import Case
+from octavo.base.config import ModelConfig
 from octavo.base.errors import CheckpointError
 from octavo.base.params import SamplingParams
+from octavo.models.loader import load_model
 from octavo.models.registry import model_spec
+from octavo.ops.cpu.linear import LinearWeight
 from octavo.ops.run import Runner
 from octavo.ops.table import Ops, bind
 from octavo.text.media.table import media_processor
@@ -228,3 +231,14 @@ def test_a_chameleon_without_tokens_of_codes_is_refused() -> None:
     config = {**CHAMELEON, "architectures": ["ChameleonForConditionalGeneration"], "vocabulary_map": None}
     with pytest.raises(CheckpointError, match="vocabulary_map"):
         model_spec(config, "a model")
+
+
+def test_products_of_towers_are_rounded_where_nobody_asked_for_float32(case: EarlyCase) -> None:
+    """Of Chameleon's, which makes codes of pictures, no matrix has such products: another could be the nearest then."""
+    loaded = load_model(ModelConfig(model=str(case.path)), bind(), 64, lambda name, detail: None)
+    tower = loaded.model.definition.tower
+    assert tower is not None
+    matrices = {param.weight.name for param in tower.params if param.packing == "linear"}
+    kinds = {name: each.kind for name, each in loaded.weights.items() if isinstance(each, LinearWeight)}
+    rounded = {name for name, kind in kinds.items() if kind == "fixed16"}
+    assert rounded == matrices and bool(matrices) == (tower.codes is None)

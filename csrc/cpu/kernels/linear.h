@@ -58,8 +58,8 @@ constexpr int64_t kTableValues = 16;
 constexpr uint16_t e4m3_bits(uint8_t code) { return uint16_t((code & 0x80) << 8 | (code & 0x7f) << 7); }
 constexpr float kE4m3Factor = 256.0f;
 constexpr float kWideFactor = 6.0f;  // of the row's root mean square
+constexpr int64_t kStep = 16;         // activations of 16 bits that lie together; K is rounded up to whole ones
 constexpr int64_t kFixedGroup = 128;  // values along K that share a scale
-constexpr int64_t kFixedStep = 16;    // K is rounded up to whole ones
 // Rounding adds at most sqrt(128) / 2 to a norm, and (46000 + 6)^2 < 2^31.
 constexpr float kFixedNorm = 46000.0f, kFixedLimit = 32767.0f;
 
@@ -87,7 +87,7 @@ struct PackedMatrix {
 // Quantised activations, in blocks of `block` rows (the last may have fewer): a block of R rows that begins at row m has its
 // arrays at m times the array's width, and in them R values side by side. K is rounded up to a multiple of 32 with zeros.
 struct QuantizedRows {
-    int8_t* q = nullptr;      // of a block: [ldq / 4][R][4]
+    int8_t* q = nullptr;      // of a block: [groups][R][32]
     float* scale = nullptr;   // [groups][R]
     float* sum = nullptr;     // [groups][R] sum of a group's activations as they are quantised
     float* sum16 = nullptr;   // [2 groups][R] the same for halves of a group
@@ -97,13 +97,13 @@ struct QuantizedRows {
     int64_t rows = 0, block = 0, ldq = 0, groups = 0;
 };
 
-// Activations rounded to bfloat16, in the same blocks: [ld / 2][R][2], K rounded up to a multiple of 2 with a zero.
+// Activations rounded to bfloat16, in the same blocks: [ld / 16][R][16], K rounded up to a multiple of 16 with zeros.
 struct Bf16Rows {
     uint16_t* x = nullptr;
     int64_t rows = 0, ld = 0;
 };
 
-// Activations in the fixed form, in the same blocks. K is rounded up to a multiple of kFixedStep with zeros.
+// Activations in the fixed form, in the same blocks. K is rounded up to a multiple of kStep with zeros.
 struct FixedRows {
     int16_t* q = nullptr;    // of a block: [ldq / 16][R][16]
     float* scale = nullptr;  // [groups][R]

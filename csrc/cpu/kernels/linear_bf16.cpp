@@ -11,6 +11,8 @@ namespace OCTAVO_ISA {
 
 namespace {
 
+constexpr int kPairs = int(kStep) / 2;
+
 // R rows of a block by C tiles.
 template <int R, int C>
 static void block_tiles(const PackedMatrix& w, int64_t tile, const Bf16Rows& a, int64_t row0, float* out, int64_t ldo) {
@@ -21,18 +23,23 @@ static void block_tiles(const PackedMatrix& w, int64_t tile, const Bf16Rows& a, 
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c) acc[r][c] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < pairs; ++k, p += 64, x += 2 * R) {
+    const auto add_pair = [&](int i) __attribute__((always_inline)) {
         __m512bh v[C];
 #pragma GCC unroll 16
-        for (int c = 0; c < C; ++c) v[c] = (__m512bh)_mm512_loadu_si512(p + c * w.tile_bytes);
+        for (int c = 0; c < C; ++c) v[c] = (__m512bh)_mm512_loadu_si512(p + 64 * i + c * w.tile_bytes);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
             int32_t pair;
-            memcpy(&pair, x + 2 * r, 4);
+            memcpy(&pair, x + kStep * r + 2 * i, 4);
             const __m512bh b = (__m512bh)_mm512_set1_epi32(pair);
             for (int c = 0; c < C; ++c) acc[r][c] = _mm512_dpbf16_ps(acc[r][c], b, v[c]);
         }
-    }
+    };
+    int64_t k = 0;
+    for (; k + kPairs <= pairs; k += kPairs, p += 64 * kPairs, x += kStep * R)
+#pragma GCC unroll 8
+        for (int i = 0; i < kPairs; ++i) add_pair(i);
+    for (int i = 0; k + i < pairs; ++i) add_pair(i);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c) {
@@ -64,13 +71,10 @@ void round_bf16(const float* x, int64_t ldx, int64_t K, int64_t block0, int64_t 
         const int64_t R = dst.rows - row0 < kBlock ? dst.rows - row0 : kBlock;
         for (int64_t r = 0; r < R; ++r) {
             const float* src = x + (row0 + r) * ldx;
-            uint16_t* to = dst.x + row0 * dst.ld + 2 * r;
-            for (int64_t k = 0; k < K; k += 16) {
-                const int n = K - k < 16 ? int(K - k) : 16;
-                alignas(32) uint32_t pairs[8];
-                const __m512 v = n == 16 ? _mm512_loadu_ps(src + k) : vf_load_n(src + k, n, 0.0f);
-                _mm256_store_si256((__m256i*)pairs, (__m256i)_mm512_cvtneps_pbh(v));
-                for (int i = 0; 2 * i < n; ++i) memcpy(to + (k / 2 + i) * 2 * R, pairs + i, 4);
+            uint16_t* to = dst.x + row0 * dst.ld + kStep * r;
+            for (int64_t k = 0; k < K; k += kStep) {
+                const __m512 v = K - k >= kStep ? _mm512_loadu_ps(src + k) : vf_load_n(src + k, int(K - k), 0.0f);
+                _mm256_storeu_si256((__m256i*)(to + k * R), (__m256i)_mm512_cvtneps_pbh(v));
             }
         }
     }

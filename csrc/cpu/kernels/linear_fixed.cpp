@@ -8,7 +8,7 @@ namespace OCTAVO_ISA {
 namespace {
 
 constexpr int kVectors = int(kFixedGroup) / VW;  // of a group of floats
-constexpr int kPairs = int(kFixedStep) / 2;
+constexpr int kPairs = int(kStep) / 2;
 // Below this the quotient of the limit and the largest value may overflow; the group counts as zero.
 constexpr float kTiny = 1e-30f;
 
@@ -26,7 +26,7 @@ OCTAVO_INLINE void store_i16(int16_t* to, vf a) {
 #endif
 }
 
-// One group of `count` floats, a multiple of kFixedStep; 16 numbers each go to q + i * step. Returns the scale.
+// One group of `count` floats, a multiple of kStep; 16 numbers each go to q + i * step. Returns the scale.
 OCTAVO_INLINE float fix_group(const float* x, int count, int16_t* q, int64_t step) {
     const int vectors = count / VW;
     vf v[kVectors], high = vf_zero(), squares = vf_zero();
@@ -42,7 +42,7 @@ OCTAVO_INLINE float fix_group(const float* x, int count, int16_t* q, int64_t ste
     const float norm = sqrtf(vf_sum(squares));
     const bool is_finite = norm < INFINITY;  // not if any value is a NaN, or an infinity times zero
     const float down = is_finite && norm > kFixedNorm ? kFixedNorm / norm : 1.0f;
-    constexpr int kInStep = int(kFixedStep) / VW;
+    constexpr int kInStep = int(kStep) / VW;
     for (int i = 0; i < vectors; ++i)
         store_i16(q + i / kInStep * step + i % kInStep * VW, is_finite ? vf_mul(v[i], vf_set(down)) : vf_zero());
     if (!is_finite) return bits_f32(0x7fc00000u);
@@ -51,7 +51,7 @@ OCTAVO_INLINE float fix_group(const float* x, int count, int16_t* q, int64_t ste
 
 // R rows of a block by the columns of a vector.
 template <int R>
-static void block_columns(const PackedMatrix& w, const uint8_t* tile, int64_t column, const FixedRows& a, int64_t row0, float* out,
+static void block_columns(const uint8_t* tile, int64_t column, const FixedRows& a, int64_t row0, float* out,
                           int64_t ldo, const float* bias, int64_t columns) {
     // The sums are exact: with few rows several of them go side by side.
     constexpr int kChains = R == 1 ? 4 : R <= 3 ? 2 : 1;
@@ -68,14 +68,14 @@ static void block_columns(const PackedMatrix& w, const uint8_t* tile, int64_t co
 #pragma GCC unroll 16
         for (int i = 0; i < kChains * R; ++i) d[i / R][i % R] = vi_zero();
         const int64_t end = k + kFixedGroup < a.ldq ? k + kFixedGroup : a.ldq;
-        for (int64_t at = k; at < end; at += kFixedStep, q += kFixedStep * R, p += 4 * kTile * kPairs)
+        for (int64_t at = k; at < end; at += kStep, q += kStep * R, p += 4 * kTile * kPairs)
 #pragma GCC unroll 8
             for (int i = 0; i < kPairs; ++i) {
                 const vi v = vi_load(p + 4 * kTile * i);
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r) {
                     vi& sum = d[i % kChains][r];
-                    sum = vi_pairs(sum, v, vi_bcast4(q + kFixedStep * r + 2 * i));
+                    sum = vi_pairs(sum, v, vi_bcast4(q + kStep * r + 2 * i));
                     vi_pin(sum);
                 }
             }
@@ -91,20 +91,20 @@ static void block_columns(const PackedMatrix& w, const uint8_t* tile, int64_t co
 
 // Finds the block's number of rows among 1 .. kBlock.
 template <int R = kBlock>
-static void block_of(int64_t rows, const PackedMatrix& w, const uint8_t* tile, int64_t column, const FixedRows& a, int64_t row0,
+static void block_of(int64_t rows, const uint8_t* tile, int64_t column, const FixedRows& a, int64_t row0,
                      float* out, int64_t ldo, const float* bias, int64_t columns) {
-    if (rows == R) return block_columns<R>(w, tile, column, a, row0, out, ldo, bias, columns);
-    if constexpr (R > 1) block_of<R - 1>(rows, w, tile, column, a, row0, out, ldo, bias, columns);
+    if (rows == R) return block_columns<R>(tile, column, a, row0, out, ldo, bias, columns);
+    if constexpr (R > 1) block_of<R - 1>(rows, tile, column, a, row0, out, ldo, bias, columns);
 }
 
 }  // namespace
 
 void fix_rows(const float* x, int64_t ldx, int64_t K, int64_t block0, int64_t block1, const FixedRows& dst) {
     for (int64_t row0 = block0 * kBlock; row0 < block1 * kBlock && row0 < dst.rows; row0 += kBlock) {
-        const int64_t R = dst.rows - row0 < kBlock ? dst.rows - row0 : kBlock, step = kFixedStep * R;
+        const int64_t R = dst.rows - row0 < kBlock ? dst.rows - row0 : kBlock, step = kStep * R;
         for (int64_t r = 0; r < R; ++r) {
             const float* row = x + (row0 + r) * ldx;
-            int16_t* q = dst.q + row0 * dst.ldq + r * kFixedStep;
+            int16_t* q = dst.q + row0 * dst.ldq + r * kStep;
             float* scale = dst.scale + row0 * dst.groups + r;
             int64_t k = 0;
             for (; k + kFixedGroup <= K; k += kFixedGroup, scale += R) *scale = fix_group(row + k, kFixedGroup, q + k * R, step);
@@ -122,7 +122,7 @@ void gemm_fixed(const PackedMatrix& w, const FixedRows& a, int64_t row0, int64_t
         for (int64_t row = row0; row < row1; row += kBlock)
             for (int64_t column = 0; column < kTile && t * kTile + column < w.N; column += VC) {
                 const int64_t at = t * kTile + column;
-                block_of(row1 - row < kBlock ? row1 - row : kBlock, w, w.data + t * w.tile_bytes, column, a, row,
+                block_of(row1 - row < kBlock ? row1 - row : kBlock, w.data + t * w.tile_bytes, column, a, row,
                          out + row * ldo + at, ldo, w.bias ? w.bias + at : nullptr, w.N - at);
             }
 }

@@ -35,9 +35,9 @@ OCTAVO_INLINE vi add_quad(vi acc, vi w, vi a) {
     return vi_dot4(vi_dot4(acc, vi_and(w, kLowBits), a), vi_and(w, kHighBits), a);
 }
 
-// d[r] = dot products over 4 * QUADS values of k, R rows; quad q of row r is at a + (q * lda + r) * 4.
+// d[r] = dot products over 4 * QUADS values of k, R rows; quad q of row r is at a + r * kActGroup + 4 * q.
 template <int BITS, int R, int QUADS>
-OCTAVO_INLINE void dot_part(const uint8_t* w, const int8_t* a, int64_t lda, vi* d) {
+OCTAVO_INLINE void dot_part(const uint8_t* w, const int8_t* a, vi* d) {
     constexpr bool kPairs = BITS == 4 && !kDot4;
     Loaded loaded;
 #pragma GCC unroll 16
@@ -49,8 +49,8 @@ OCTAVO_INLINE void dot_part(const uint8_t* w, const int8_t* a, int64_t lda, vi* 
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
                 // 16 bits hold the sums of two quads: 4 * 63 * 127 < 2^15.
-                const int8_t* x = a + (q * lda + r) * 4;
-                d[r] = vi_add(d[r], vi_sum2(vi_add16(vi_dot2(v0, vi_bcast4(x)), vi_dot2(v1, vi_bcast4(x + lda * 4)))));
+                const int8_t* x = a + r * kActGroup + 4 * q;
+                d[r] = vi_add(d[r], vi_sum2(vi_add16(vi_dot2(v0, vi_bcast4(x)), vi_dot2(v1, vi_bcast4(x + 4)))));
                 vi_pin(d[r]);
             }
         }
@@ -61,7 +61,7 @@ OCTAVO_INLINE void dot_part(const uint8_t* w, const int8_t* a, int64_t lda, vi* 
         const vi v = load_quad<BITS, QUADS>(w, q, loaded);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-            const vi x = vi_bcast4(a + (q * lda + r) * 4);
+            const vi x = vi_bcast4(a + r * kActGroup + 4 * q);
             // 16 bits hold the sums of a part's nibbles: 8 * 2 * 15 * 127 < 2^15.
             d[r] = kPairs ? vi_add16(d[r], vi_dot2(v, x)) : add_quad<BITS>(d[r], v, x);
             vi_pin(d[r]);
@@ -173,7 +173,7 @@ static void block_columns(const PackedMatrix& w, const uint8_t* tile, int64_t co
 #pragma GCC unroll 4
             for (int c = 0; c < C; ++c) {
                 vi d[R];
-                dot_part<BITS, R, P::kQuads>(p + (column + c * VC) * 4, q, R, d);
+                dot_part<BITS, R, P::kQuads>(p + (column + c * VC) * 4, q, d);
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r) {
                     acc[c][r] = vf_fma(vi_to_f32(d[r]), vf_mul(ws[c], vf_set(scale[r])), acc[c][r]);
@@ -181,9 +181,13 @@ static void block_columns(const PackedMatrix& w, const uint8_t* tile, int64_t co
                 }
             }
             p += P::kBytesOfPart;
-            q += 4 * P::kQuads * R;
             sum += R;
-            if (!HALF || wg % 2 == 1) scale += R;
+            if (HALF && wg % 2 == 0) {
+                q += kActGroup / 2;
+            } else {
+                q += HALF ? kActGroup * R - kActGroup / 2 : kActGroup * R;
+                scale += R;
+            }
         }
         if (++g == parts.unit_groups) g = 0, unit = p, p += parts.header;
     }

@@ -102,8 +102,7 @@ struct RowOfBlock {
     int64_t row0, r, R;
 
     void put(int64_t g, const Bytes& high, float scale, float sum0, float sum1, float sum) const {
-        int8_t* q = dst.q + row0 * dst.ldq + (g * 8 * R + r) * 4;
-        for (int i = 0; i < 8; ++i) memcpy(q + i * R * 4, high.q + 4 * i, 4);
+        memcpy(dst.q + row0 * dst.ldq + (g * R + r) * kActGroup, high.q, kActGroup);
         dst.scale[row0 * dst.groups + g * R + r] = scale;
         dst.sum[row0 * dst.groups + g * R + r] = sum;
         float* halves = dst.sum16 + (row0 * dst.groups + g * R) * 2 + r;

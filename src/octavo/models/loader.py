@@ -33,6 +33,7 @@ from octavo.models.spec import ModelSpec
 from octavo.models.stored_checkpoints import tensorizer_checkpoint
 from octavo.models.task_checkpoint import TaskCheckpoint, has_task
 from octavo.models.transformer import Transformer
+from octavo.ops.operands import Weight
 from octavo.ops.table import LinearWeight, Ops
 from octavo.quant.methods.table import method_name
 from octavo.quant.online import quantize
@@ -84,11 +85,13 @@ def load_model(
     definition = definition_of(config, checkpoint.config, checkpoint.source, ops.activation_dtype)
     tensors = tensors_of(definition, checkpoint)
     reader = _Reader(checkpoint, tensors, DTYPES.get(config.dtype, checkpoint.dtype), ops.to_device, on_phase)
-    is_rounded = _is_rounded(config, definition)
+    rounded = _rounded(config, definition)
     if free is not None:
-        needed = reader.num_bytes(_float_bytes(config, checkpoint, ops, online, is_rounded=is_rounded))
+        needed = reader.num_bytes(
+            _float_bytes(config, checkpoint, ops, online, is_rounded=len(rounded) == len(definition.params))
+        )
         _check_room(checkpoint.source, needed // 2 if online in ("int4", "bitsandbytes") else needed, free)
-    packer = _Packer(reader, ops, online, is_rounded=is_rounded)
+    packer = _Packer(reader, ops, online, rounded)
     for param in definition.params:
         packer.pack(param)
     reader.check_finite()
@@ -111,12 +114,16 @@ def load_model(
     )
 
 
-def _is_rounded(config: ModelConfig, definition: Definition) -> bool:
-    """Whether products with float matrices may be rounded to be faster."""
-    if config.float32_matmul_precision != "auto":
-        return config.float32_matmul_precision == "high"
-    reads_whole = definition.spec.pooling is not None or definition.encoder is not None
-    return reads_whole and config.dtype == "auto"
+def _rounded(config: ModelConfig, definition: Definition) -> frozenset[Weight]:
+    """Those whose products may be rounded to be faster, where they are float matrices."""
+    everything = frozenset(param.weight for param in definition.params)
+    if config.float32_matmul_precision == "high":
+        return everything
+    if config.float32_matmul_precision == "highest" or config.dtype != "auto":
+        return frozenset()
+    if definition.spec.pooling is not None or definition.encoder is not None:
+        return everything
+    return frozenset() if definition.tower is None else frozenset(param.weight for param in definition.tower.params)
 
 
 def online_quantization(config: ModelConfig, checkpoint: Checkpoint) -> LoadQuantization | None:
@@ -294,9 +301,9 @@ class _Reader:
 class _Packer:
     """Packs parameters for the device one after the other, so that only one is ever held unpacked."""
 
-    def __init__(self, reader: _Reader, ops: Ops, online: LoadQuantization | None, *, is_rounded: bool) -> None:
+    def __init__(self, reader: _Reader, ops: Ops, online: LoadQuantization | None, rounded: frozenset[Weight]) -> None:
         self._reader = reader
-        self._is_rounded = is_rounded
+        self._rounded = rounded
         self._ops = ops
         # A GPU has products of its own for these two, and quantizes what it packs.
         self._online = None if ops.torch_device.type != "cpu" and online in ("fp8", "int8") else online
@@ -327,7 +334,7 @@ class _Packer:
         self.weights[param.weight.name] = packed
 
     def _linear(self, param: Param) -> LinearWeight:
-        weights = [self._matrix(part) for part in param.parts]
+        weights = [self._matrix(part, param) for part in param.parts]
         biases = self._biases(param.biases)
         if len(weights) == 1:
             return self._ops.pack_linear(weights[0], biases[0])
@@ -361,7 +368,7 @@ class _Packer:
         count = len(param.parts) // param.weight.shape[0]
         groups = (slice(at, at + count) for at in range(0, len(param.parts), count))
         return pack(
-            ([self._matrix(part, is_expert=True) for part in param.parts[group]], self._biases(param.biases[group]))
+            ([self._matrix(part, param) for part in param.parts[group]], self._biases(param.biases[group]))
             for group in groups
         )
 
@@ -372,14 +379,14 @@ class _Packer:
         weight = as_floats(self._reader.matrix(param.parts[0])).to(torch.float32)
         return self._ops.pack_output(weight, *self._biases(param.biases))
 
-    def _matrix(self, tensor: TensorDecl, is_expert: bool = False) -> Any:
+    def _matrix(self, tensor: TensorDecl, param: Param) -> Any:
         """Of a layer: quantized, if it is not yet and shall be."""
         weight = self._reader.matrix(tensor)
         if isinstance(weight, QuantizedWeight):
             return weight
-        if self._online is not None and (is_expert or self._online != "experts_int8"):
+        if self._online is not None and (param.packing != "linear" or self._online != "experts_int8"):
             return quantize(weight.cpu(), self._online)
-        return self._ops.fixed_point(weight) if self._is_rounded else weight
+        return self._ops.fixed_point(weight) if param.weight in self._rounded else weight
 
     def _vector(self, param: Param) -> Tensor:
         if param.rows:

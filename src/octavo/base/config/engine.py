@@ -83,8 +83,8 @@ class ModelConfig(MediaLimits):
         "auto",
         "How exact products with float32 and float16 matrices are on a CPU: highest, float32; high, 16 bits a value "
         "with a scale for every 128 of them, in half the time, which rounds less than TF32; auto: high for models that "
-        "give vectors or have an encoder, unless --dtype is given, else highest. On a GPU they are float32's, or the "
-        "activations'.",
+        "give vectors or have an encoder and for towers of pictures and sounds, unless --dtype is given, else highest. "
+        "On a GPU they are float32's, or the activations'.",
     )
     quantization: Quantization | None = opt(
         None,
