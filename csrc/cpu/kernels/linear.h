@@ -30,6 +30,9 @@
 // this order and with these roundings,
 //     acc = fma(float(dot of w and q), scale_w * scale_a, acc)       q: the 8 bits, of a wide group the high ones
 //     acc = fma(min_w, sum_a, acc)                                   sum_a: of the part; min_w = -zero * scale_w without mins
+// Where several parts share the weight's scale, it counts once for them:
+//     s = fma(float(dot of w and q), scale_a, s), t = t + sum_a      from zero, over the parts
+//     acc = fma(s, scale_w, acc), acc = fma(min_w, t, acc)
 // and when all parts have passed, the wide groups' low bits follow in the order of k:
 //     acc = fma(float(dot of w and low), (scale_w / 128) * scale_a, acc)
 //

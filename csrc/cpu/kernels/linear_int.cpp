@@ -146,6 +146,38 @@ static void add_low(const Parts<BITS, HALF, MINS>& parts, int64_t K, const uint8
 // passes over a tile the memory would rest during the second. It is no part of the result.
 constexpr int vectors_at_once(int rows) { return rows * NV <= kBlock ? NV : 1; }
 
+// A group of weights that many parts share: its scale counts once, for the sum of them.
+template <int BITS, int R, int C>
+OCTAVO_INLINE void long_group(int64_t parts, const uint8_t* p, const int8_t* q, const float* scale, const float* sum,
+                              const vf (&ws)[C], const vf (&wm)[C], vf (&acc)[C][R]) {
+    constexpr int kQuads = 8;
+    vf group[C][R];
+    float sums[R];
+#pragma GCC unroll 16
+    for (int i = 0; i < C * R; ++i) group[i / R][i % R] = vf_zero();
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) sums[r] = 0.0f;
+    for (int64_t i = 0; i < parts; ++i, p += kQuads * quad_bytes(BITS), q += kActGroup * R, scale += R, sum += R) {
+        for (int64_t line = 0; line < kQuads * quad_bytes(BITS); line += 64) __builtin_prefetch(p + kAhead + line);
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) {
+            vi d[R];
+            dot_part<BITS, R, kQuads>(p + c * VC * 4, q, d);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) group[c][r] = vf_fma(vi_to_f32(d[r]), vf_set(scale[r]), group[c][r]);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) sums[r] += sum[r];
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c)
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            acc[c][r] = vf_fma(group[c][r], ws[c], acc[c][r]);
+            acc[c][r] = vf_fma(wm[c], vf_set(sums[r]), acc[c][r]);
+        }
+}
+
 // A block of R rows by vectors of columns, from `column` on of a tile.
 template <int BITS, bool HALF, bool MINS, int R>
 static void block_columns(const PackedMatrix& w, const uint8_t* tile, int64_t column, const QuantizedRows& a, int64_t row0,
@@ -166,6 +198,17 @@ static void block_columns(const PackedMatrix& w, const uint8_t* tile, int64_t co
         for (int c = 0; c < C; ++c) {
             ws[c] = parts.scale(unit, g, column + c * VC);
             wm[c] = parts.min(unit, g, ws[c], column + c * VC);
+        }
+        if constexpr (!HALF) {
+            if (parts.per_group > 1) {
+                long_group<BITS, R>(parts.per_group, p + column * 4, q, scale, sum, ws, wm, acc);
+                p += P::kBytesOfPart * parts.per_group;
+                q += kActGroup * R * parts.per_group;
+                scale += R * parts.per_group;
+                sum += R * parts.per_group;
+                if (++g == parts.unit_groups) g = 0, unit = p, p += parts.header;
+                continue;
+            }
         }
         for (int64_t i = 0; i < parts.per_group; ++i) {
             // The weights pass once, and a hardware prefetcher stops at every page.
