@@ -199,18 +199,13 @@ static void block_columns(const PackedMatrix& w, const uint8_t* tile, int64_t co
             ws[c] = parts.scale(unit, g, column + c * VC);
             wm[c] = parts.min(unit, g, ws[c], column + c * VC);
         }
-        if constexpr (!HALF) {
-            if (parts.per_group > 1) {
-                long_group<BITS, R>(parts.per_group, p + column * 4, q, scale, sum, ws, wm, acc);
-                p += P::kBytesOfPart * parts.per_group;
-                q += kActGroup * R * parts.per_group;
-                scale += R * parts.per_group;
-                sum += R * parts.per_group;
-                if (++g == parts.unit_groups) g = 0, unit = p, p += parts.header;
-                continue;
-            }
-        }
-        for (int64_t i = 0; i < parts.per_group; ++i) {
+        if (!HALF && parts.per_group > 1) {
+            long_group<BITS, R>(parts.per_group, p + column * 4, q, scale, sum, ws, wm, acc);
+            p += P::kBytesOfPart * parts.per_group;
+            q += kActGroup * R * parts.per_group;
+            scale += R * parts.per_group;
+            sum += R * parts.per_group;
+        } else {
             // The weights pass once, and a hardware prefetcher stops at every page.
             for (int64_t line = 0; line < P::kBytesOfPart + 64; line += 64) __builtin_prefetch(p + kAhead + line);
 #pragma GCC unroll 4
